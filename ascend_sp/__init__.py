@@ -1,0 +1,34 @@
+"""ascend_sp: a `torch.compile` backend that makes diffusion transformers sequence-parallel.
+
+    pipe.transformer = torch.compile(pipe.transformer, backend="ascend_sp")
+
+Nothing need be imported: PyTorch finds the backend by its entry point.
+"""
+
+from __future__ import annotations
+
+from ascend_sp.compiler.backend import ascend_sp as backend
+from ascend_sp.compiler.config import Config
+from ascend_sp.runtime.errors import (
+    AscendSPError,
+    CollectiveError,
+    ConfigError,
+    RankMismatchError,
+    TopologyError,
+    UnshardedError,
+    VerificationError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AscendSPError",
+    "CollectiveError",
+    "Config",
+    "ConfigError",
+    "RankMismatchError",
+    "TopologyError",
+    "UnshardedError",
+    "VerificationError",
+    "backend",
+]

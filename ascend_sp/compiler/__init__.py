@@ -1,0 +1,1 @@
+"""From a Dynamo graph to a running program: entry, options, pass pipeline, checks, lowering."""

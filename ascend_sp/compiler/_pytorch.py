@@ -1,0 +1,85 @@
+"""The private PyTorch that the compiler stands on, and nothing else does.
+
+`tests/test_pytorch_pins.py` fails when PyTorch moves any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._inductor.compile_fx import compile_fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+def to_aten(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    compile_graph: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
+) -> Callable[..., Any]:
+    """Trace a Dynamo graph to functional ATen without decompositions, for inference.
+
+    `compile_graph` gets the ATen graph and its fake inputs, and returns a boxed callable. Aliased
+    and mutated inputs are taken care of around it. It runs once more if PyTorch restarts the trace
+    (with ``dynamic=True``).
+    """
+
+    def training(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        raise AssertionError("a graph that needs gradients got past the check in front")
+
+    boxed = _boxed(compile_graph)
+    return aot_autograd(fw_compiler=training, inference_compiler=boxed)(gm, inputs)
+
+
+def _boxed(
+    compile_graph: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
+) -> Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]:
+    def compile_boxed(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        run = compile_graph(gm, inputs)
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    return compile_boxed
+
+
+def static_input_indices() -> list[int]:
+    """Which inputs of the ATen graph being compiled are parameters or buffers."""
+    context = TracingContext.try_get()
+    metadata = context.fw_metadata if context else None
+    return list(metadata.static_input_indices or []) if metadata else []
+
+
+@contextmanager
+def own_tracing_context(inputs: Sequence[Any]) -> Iterator[None]:
+    """A second AOTAutograd must not write into the context of the one that is running."""
+    fake_mode = detect_fake_mode(inputs) or FakeTensorMode()
+    with tracing(TracingContext(fake_mode)):
+        yield
+
+
+def inductor(
+    gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]
+) -> Callable[[list[Any]], Sequence[Any]]:
+    """Inductor on a finished ATen graph, with its own decompositions; boxed."""
+    # What AOTAutograd reads to learn which inputs are parameters
+    # (torch/_functorch/_aot_autograd/frontend_utils.py, _try_get_metadata_from_dynamo).
+    gm.meta["dynamo_compile_id"] = torch._guards.CompileContext.current_compile_id()
+    gm._param_name_to_source = {}  # type: ignore[assignment]
+    for i, node in enumerate(gm.graph.find_nodes(op="placeholder")):
+        node._dynamo_source = None
+        if i in set(static_inputs):
+            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+    with own_tracing_context(inputs):
+        compiled = compile_fx(gm, list(inputs))
+
+    def run(args: list[Any]) -> Sequence[Any]:
+        values = tuple(args)
+        args.clear()
+        return compiled(*values)  # type: ignore[operator]
+
+    return run

@@ -1,0 +1,140 @@
+"""``torch.compile(model, backend="ascend_sp")``: what PyTorch calls with each captured graph."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ascend_sp.compiler import _pytorch, targets
+from ascend_sp.compiler.config import Config
+from ascend_sp.compiler.diagnostics import Dump
+from ascend_sp.compiler.pipeline import capture_attention, compile_aten
+from ascend_sp.passes.context import PassContext
+from ascend_sp.runtime import guards
+from ascend_sp.runtime.errors import AscendSPError, ConfigError
+from ascend_sp.runtime.topology import resolve
+
+
+def ascend_sp(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Compile one Dynamo graph into this rank's part of a sequence-parallel program.
+
+    Every rank of the group calls the compiled model with the same inputs, and gets the same
+    outputs: whole tensors in, whole tensors out. What is sharded in between is the compiler's.
+
+    Args:
+        gm: the graph, from Dynamo.
+        example_inputs: its inputs.
+        options: see `Config`; they win over ``ASCEND_SP_*`` environment variables.
+        mode: not supported; Inductor's modes do not apply.
+
+    Raises:
+        ConfigError: an unknown option or a bad value.
+        TopologyError: the process group or the mesh does not fit.
+        RankMismatchError: the ranks do not compile the same program.
+        UnshardedError: something cannot be sharded and ``on_unsharded="error"``.
+        AscendSPError: the graph needs gradients, or has dropout in attention.
+    """
+    if mode not in (None, "default"):
+        raise ConfigError(
+            f"mode={mode!r} is not supported by backend 'ascend_sp'. Leave mode out and pass "
+            "options={...} instead."
+        )
+    config = Config.load(options)
+    _refuse_gradients(example_inputs)
+    topology = resolve(
+        config.degree, config.mesh, _device_type(example_inputs), config.sequence_parallel
+    )
+    ctx = PassContext(topology, attention=config.attention, on_unsharded=config.on_unsharded)
+    gm = capture_attention(gm, ctx)
+
+    def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        # PyTorch may call this twice for one graph: all state of a compile is made here.
+        own = PassContext(
+            topology,
+            attention=config.attention,
+            on_unsharded=config.on_unsharded,
+            static_inputs=_names(aten, _pytorch.static_input_indices()),
+        )
+        return _compile(aten, inputs, own, config)
+
+    return _pytorch.to_aten(gm, example_inputs, compile_graph)
+
+
+def _compile(
+    gm: fx.GraphModule, inputs: Sequence[Any], ctx: PassContext, config: Config
+) -> Callable[[list[Any]], Sequence[Any]]:
+    dump = Dump.create(config.dump_dir, ctx.topology.ranks[ctx.topology.rank])
+    static = _pytorch.static_input_indices()
+    try:
+        if config.check_ranks:
+            guards.agree(ctx.topology, _program(gm, config), config.check_timeout)
+        gm = compile_aten(gm, ctx, config, dump)
+        dump.finish(gm, ctx, config.described())
+        start = time.perf_counter()
+        run = targets.choose(config.target)(gm, inputs, static)
+        dump.times["lowering"] = time.perf_counter() - start
+        dump.finish(gm, ctx, config.described())
+    except Exception as e:
+        if ctx.topology.size > 1:
+            guards.announce_failure(ctx.topology, str(e))
+        raise
+    return guards.guarded(run, ctx.topology, f"graph {dump.number}")
+
+
+def _program(gm: fx.GraphModule, config: Config) -> dict[str, Any]:
+    """Facts that must be the same on all ranks, from the graph before it is cut for one of them."""
+    inputs = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        val = node.meta.get("val")
+        if isinstance(val, torch.Tensor):
+            sizes = ", ".join(_size(n) for n in val.shape)
+            inputs.append(f"{node.name}: {str(val.dtype)[6:]}[{sizes}] {val.device.type}")
+        else:
+            inputs.append(f"{node.name}: {_size(val)}")
+    code = "\n".join(n.format_node() or "" for n in gm.graph.nodes)
+    options = {k: v for k, v in config.described().items() if k not in ("dump_dir", "mesh")}
+    return {
+        "versions": f"torch {torch.__version__}",
+        "options": options,
+        "inputs": inputs,
+        "operations": len(gm.graph.nodes),
+        "program": hashlib.sha256(code.encode()).hexdigest()[:16],
+    }
+
+
+def _size(value: Any) -> str:
+    """A size as text; a symbolic one with the value that it has in this call."""
+    if isinstance(value, torch.SymInt):
+        return f"{value}={value.node.hint}"
+    return str(value)
+
+
+def _names(gm: fx.GraphModule, indices: Sequence[int]) -> frozenset[str]:
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return frozenset(placeholders[i].name for i in indices)
+
+
+def _device_type(inputs: Sequence[Any]) -> str:
+    devices = [x.device.type for x in inputs if isinstance(x, torch.Tensor)]
+    return next((d for d in devices if d != "cpu"), "cpu")
+
+
+def _refuse_gradients(inputs: Sequence[Any]) -> None:
+    if torch.is_grad_enabled() and any(
+        isinstance(x, torch.Tensor) and x.requires_grad for x in inputs
+    ):
+        raise AscendSPError(
+            "backend 'ascend_sp' compiles inference only, and this graph needs gradients. Call "
+            "the model under torch.no_grad() or torch.inference_mode()."
+        )

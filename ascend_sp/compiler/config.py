@@ -1,0 +1,166 @@
+"""Options: what they are called, what they allow, and where their values come from.
+
+``torch.compile(..., options={...})`` wins over the environment, which wins over the default. The
+declarations below are the only list; error messages and documentation are made from them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch.distributed.device_mesh import DeviceMesh
+
+from ascend_sp.runtime.errors import ConfigError
+
+PREFIX = "ASCEND_SP_"
+
+
+def _flag(value: Any) -> bool:
+    words = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in words:
+        return words[str(value).lower()]
+    raise ValueError
+
+
+def _positive(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
+        raise ValueError
+    return int(value)
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not 0 < float(value) < float("inf"):
+        raise ValueError
+    return float(value)
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError
+        return str(value)
+
+    return parse
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [v.strip() for v in value.split(",") if v.strip()]
+    if not all(isinstance(v, str) for v in value):
+        raise ValueError
+    return tuple(value)
+
+
+def _path(value: Any) -> str:
+    return os.fspath(value)
+
+
+def _mesh(value: Any) -> DeviceMesh:
+    if not isinstance(value, DeviceMesh):
+        raise ValueError
+    return value
+
+
+def _option(default: Any, parse: Callable[[Any], Any], allowed: str, effect: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "allowed": allowed, "effect": effect})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option of ``torch.compile(..., backend="ascend_sp", options={...})``."""
+
+    sequence_parallel: bool = _option(
+        True, _flag, "1/true/on or 0/false/off", "Shard the sequence; off compiles for one rank."
+    )
+    degree: int | None = _option(
+        None, _positive, "a whole number >= 1", "Ranks that share a sequence; unset takes all."
+    )
+    mesh: DeviceMesh | None = _option(
+        None,
+        _mesh,
+        "a torch DeviceMesh (1-D, or with a dim named 'sp'); only as an option",
+        "The ranks that share a sequence, instead of degree.",
+    )
+    target: str = _option(
+        "auto",
+        _one_of("auto", "inductor", "eager"),
+        "auto, inductor or eager",
+        "What the finished graph is lowered to; auto is inductor.",
+    )
+    attention: str = _option(
+        "auto",
+        _one_of("auto", "sdpa", "math"),
+        "auto, sdpa or math",
+        "What attention becomes; auto is sdpa, PyTorch's fused kernel of the device.",
+    )
+    on_unsharded: str = _option(
+        "fallback",
+        _one_of("fallback", "error"),
+        "fallback or error",
+        "What cannot be sharded runs on gathered tensors, or raises.",
+    )
+    dump_dir: str | None = _option(
+        None, _path, "a folder", "Write the graph after each pass, placements and collectives here."
+    )
+    skip_passes: tuple[str, ...] = _option(
+        (), _names, "names of passes, separated by commas", "Leave these optional passes out."
+    )
+    verify: bool = _option(
+        True, _flag, "1/true/on or 0/false/off", "Check the whole graph after every pass."
+    )
+    check_ranks: bool = _option(
+        True,
+        _flag,
+        "1/true/on or 0/false/off",
+        "At each compile, compare the program with the other ranks'.",
+    )
+    check_timeout: float = _option(
+        300.0, _seconds, "seconds > 0", "How long check_ranks waits for the other ranks."
+    )
+
+    @classmethod
+    def load(cls, options: Mapping[str, Any] | None = None) -> Config:
+        """The configuration from `options` and the environment.
+
+        Raises:
+            ConfigError: an unknown name, or a value that is not allowed.
+        """
+        declared = {f.name: f for f in fields(cls)}
+        given = dict(options or {})
+        for name in given:
+            if name not in declared:
+                raise ConfigError(
+                    f"unknown option {name!r} for backend 'ascend_sp'. Options: "
+                    f"{', '.join(declared)}."
+                )
+        for variable in os.environ:
+            name = variable.removeprefix(PREFIX)
+            if variable.startswith(PREFIX) and (name.lower() not in declared or name == "MESH"):
+                known = ", ".join(PREFIX + n.upper() for n in declared if n != "mesh")
+                raise ConfigError(f"unknown environment variable {variable}. Known: {known}.")
+        values: dict[str, Any] = {}
+        for name, f in declared.items():
+            variable = PREFIX + name.upper()
+            if name in given:
+                values[name] = _parse(f, f"option {name!r}", given[name])
+            elif os.environ.get(variable, "") != "":
+                values[name] = _parse(f, variable, os.environ[variable])
+        return cls(**values)
+
+    def described(self) -> dict[str, str]:
+        """The values as text, for dumps and for comparing ranks."""
+        return {f.name: str(getattr(self, f.name)) for f in fields(self)}
+
+
+def _parse(f: Any, source: str, value: Any) -> Any:
+    if value is None and f.default is None:
+        return None
+    try:
+        return f.metadata["parse"](value)
+    except (ValueError, TypeError):
+        raise ConfigError(f"{source} is {value!r}; it must be {f.metadata['allowed']}.") from None

@@ -1,0 +1,160 @@
+"""Dumps: what the compiler did, in files that a person reads.
+
+A folder that cannot be written is a warning, never a failed compile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._logging import trace_structured
+
+from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
+from ascend_sp.runtime.collectives import STARTS
+
+_numbers = itertools.count()
+
+
+@dataclass
+class Dump:
+    """The record of one compiled graph on one rank."""
+
+    rank: int
+    folder: Path | None = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds spent in each pass and phase."""
+    _steps: int = 0
+
+    @classmethod
+    def create(cls, root: str | None, rank: int) -> Dump:
+        """A record that writes to ``root/graph_N/rank_R``, if there is a root."""
+        dump = cls(rank)
+        if root is not None:
+            dump.folder = Path(root) / f"graph_{dump.number}" / f"rank_{rank}"
+        return dump
+
+    def graph(self, gm: fx.GraphModule, name: str, seconds: float) -> None:
+        """Write the graph after a pass."""
+        self.times[name] = seconds
+        step, self._steps = self._steps, self._steps + 1
+        if self.folder is None and not trace_enabled():
+            return
+        ops = Counter(str(n.target) for n in gm.graph.nodes if n.op == "call_function")
+        head = "".join(f"#   {count:5d}  {op}\n" for op, count in ops.most_common())
+        gm.recompile()
+        text = gm.print_readable(print_output=False, include_stride=True)
+        body = f"# after {name} ({seconds:.4f} s), {sum(ops.values())} ops\n{head}\n{text}\n"
+        self.write(f"{step:02d}_{name}.py", body)
+        self._trace(f"ascend_sp_{step:02d}_{name}", body)
+
+    def finish(self, gm: fx.GraphModule, ctx: PassContext, options: dict[str, str]) -> None:
+        """Write the placements, the collectives and the summary."""
+        if self.folder is None and not trace_enabled():
+            return
+        self.write("placements.txt", placement_table(gm))
+        rows = collectives(gm)
+        self.write("collectives.json", json.dumps(rows, indent=1))
+        text = summary(ctx, rows, self.times, options)
+        self.write("summary.md", text)
+        self._trace("ascend_sp_summary", text)
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the folder, if there is a folder and it can be written."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text(text)
+        except OSError as e:
+            warnings.warn(f"ascend_sp cannot dump to {self.folder}: {e}", stacklevel=2)
+            self.folder = None
+
+    def _trace(self, name: str, payload: str) -> None:
+        trace_structured(
+            "artifact",
+            metadata_fn=lambda: {"name": name, "encoding": "string"},
+            payload_fn=lambda: payload,
+        )
+
+
+def trace_enabled() -> bool:
+    """Whether PyTorch writes a structured trace (TORCH_TRACE)."""
+    return bool(torch._logging._internal.trace_log.handlers)
+
+
+def placement_table(gm: fx.GraphModule) -> str:
+    """A line a node: name, placement, global and local shape, origin, source line."""
+    lines = []
+    for node in gm.graph.nodes:
+        if PLACEMENTS not in node.meta:
+            origin = node.meta.get(ORIGIN, "")
+            lines.append(f"{node.name:40} {'-':28} {origin} {source_line(node)}")
+            continue
+        places = ", ".join(str(p) for p in node.meta[PLACEMENTS])
+        sizes = ", ".join(str(list(s)) for s in node.meta[GLOBAL_SHAPES])
+        lines.append(
+            f"{node.name:40} {places:28} {sizes} {node.meta.get(ORIGIN, '')} {source_line(node)}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def collectives(gm: fx.GraphModule) -> list[dict[str, Any]]:
+    """Every collective in program order: op, elements and bytes that this rank sends."""
+    rows = []
+    for node in gm.graph.nodes:
+        if node.target not in STARTS:
+            continue
+        value = node.args[0].meta["val"]
+        numel = value.numel()
+        rows.append(
+            {
+                "name": node.name,
+                "op": node.target._opname,
+                "dtype": str(value.dtype),
+                "numel": int(numel) if isinstance(numel, int) else str(numel),
+                "bytes": (numel * value.element_size() if isinstance(numel, int) else "symbolic"),
+                "origin": node.meta.get(ORIGIN, ""),
+                "source": source_line(node),
+            }
+        )
+    return rows
+
+
+def summary(
+    ctx: PassContext, rows: list[dict[str, Any]], times: dict[str, float], options: dict[str, str]
+) -> str:
+    """The page to read first, as Markdown."""
+    t = ctx.topology
+    count = Counter(row["op"] for row in rows)
+    known = sum(row["bytes"] for row in rows if isinstance(row["bytes"], int))
+    lines = [
+        f"# ascend_sp: rank {t.rank} of {t.size}",
+        "",
+        f"Collectives: {', '.join(f'{n} {op}' for op, n in count.items()) or 'none'}; "
+        f"{known} bytes put in by this rank.",
+        "",
+    ]
+    for kind, title in (
+        ("attention", "Attention"),
+        ("unsharded", "Not sharded"),
+        ("gather", "Gathers"),
+        ("reshard", "Moved between splits"),
+        ("all_reduce", "Sums over ranks"),
+    ):
+        notes = [n for n in ctx.notes if n.kind == kind]
+        if notes:
+            lines += [f"## {title} ({len(notes)})", "", *(f"- {n}" for n in notes), ""]
+    lines += ["## Compile time", "", *(f"- {k}: {v:.4f} s" for k, v in times.items()), ""]
+    lines += ["## Options", "", *(f"- {k} = {v}" for k, v in options.items()), ""]
+    return "\n".join(lines)

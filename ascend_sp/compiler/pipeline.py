@@ -1,0 +1,109 @@
+"""The compiler, top to bottom: one ordered list of passes, and the runner that checks each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from ascend_sp.compiler.config import Config
+from ascend_sp.compiler.diagnostics import Dump
+from ascend_sp.compiler.verify import verify
+from ascend_sp.passes.capture_attention import capture_attention
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.lower_attention import lower_attention
+from ascend_sp.passes.sharding.materialise import materialise_sharding
+from ascend_sp.passes.sharding.propagate import propagate_sharding
+from ascend_sp.passes.sink_waits import sink_waits
+from ascend_sp.passes.ulysses import ulysses
+from ascend_sp.runtime.errors import ConfigError
+
+__all__ = ["PASSES", "Pass", "capture_attention", "compile_aten", "optional_passes"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass and its contract."""
+
+    run: Callable[[fx.GraphModule, PassContext], fx.GraphModule]
+    requires: frozenset[str] = frozenset()
+    """What must hold before."""
+    ensures: frozenset[str] = frozenset()
+    """What holds after."""
+    several_ranks: bool = True
+    """Runs only for P > 1."""
+    optional: bool = False
+    """The program is right without it, so `skip_passes` may name it."""
+
+    @property
+    def name(self) -> str:
+        """The name of its function."""
+        return self.run.__name__
+
+
+def _facts(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+PASSES: tuple[Pass, ...] = (
+    # On an ATen graph of whole tensors, attention still opaque (capture_attention ran before):
+    Pass(propagate_sharding, _facts("aten"), _facts("planned")),
+    # From here on the graph is one rank's program.
+    Pass(materialise_sharding, _facts("planned"), _facts("local")),
+    Pass(ulysses, _facts("local"), _facts("attends whole sequences")),
+    Pass(sink_waits, _facts("local"), optional=True),
+    Pass(lower_attention, _facts("aten"), _facts("lowerable"), several_ranks=False),
+)
+
+
+def optional_passes(passes: Iterable[Pass] = PASSES) -> list[str]:
+    """Names that `skip_passes` may hold."""
+    return [p.name for p in passes if p.optional]
+
+
+def compile_aten(
+    gm: fx.GraphModule,
+    ctx: PassContext,
+    config: Config,
+    dump: Dump | None = None,
+    passes: tuple[Pass, ...] = PASSES,
+) -> fx.GraphModule:
+    """Run the passes on an ATen graph, in place.
+
+    Args:
+        gm: functional ATen, every node with its fake ``meta["val"]``, attention opaque.
+        ctx: the rank to compile for, and what passes report.
+        config: skips and checks.
+        dump: where to write the graph after each pass.
+        passes: the list to run, in order; each pass's requirements must hold when it is reached.
+
+    Raises:
+        ConfigError: `skip_passes` names a pass that does not exist or may not be skipped.
+        VerificationError: a pass broke the graph.
+    """
+    unknown = [n for n in config.skip_passes if n not in optional_passes(passes)]
+    if unknown:
+        raise ConfigError(
+            f"skip_passes names {', '.join(unknown)}; it may hold {', '.join(optional_passes())}."
+        )
+    facts = {"aten"}
+    if dump:
+        dump.graph(gm, "captured", 0.0)
+    for p in passes:
+        if (p.several_ranks and ctx.topology.size == 1) or p.name in config.skip_passes:
+            continue
+        if not p.requires <= facts:
+            raise AssertionError(f"{p.name} requires {set(p.requires - facts)}; have {facts}")
+        start = time.perf_counter()
+        gm = p.run(gm, ctx)
+        gm.graph.eliminate_dead_code()
+        spent = time.perf_counter() - start
+        if config.verify:
+            verify(gm, ctx, p.name)
+        facts |= p.ensures
+        if dump:
+            dump.graph(gm, p.name, spent)
+    gm.recompile()
+    return gm

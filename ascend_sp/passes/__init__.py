@@ -1,0 +1,1 @@
+"""The compiler's transformations, one a file, each ``pass(gm, ctx) -> gm``."""

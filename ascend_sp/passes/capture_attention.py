@@ -1,0 +1,78 @@
+"""Capture: every attention call of the Dynamo graph becomes one opaque `ascend_sp::attention`.
+
+It has to happen before AOTAutograd, which would turn the call into one device's kernel.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.runtime.errors import AscendSPError
+from ascend_sp.runtime.ops import attention as attention_op
+
+
+def _sdpa(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> None:
+    """The signature of `F.scaled_dot_product_attention`, which as a builtin has none to inspect."""
+
+
+_SIGNATURE = inspect.signature(_sdpa)
+TARGETS = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
+
+
+def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    """Replace `F.scaled_dot_product_attention`, however its arguments are passed.
+
+    Raises:
+        AscendSPError: dropout is not zero. Ranks would draw different masks.
+    """
+    for module in gm.modules():
+        if isinstance(module, fx.GraphModule):
+            for target in TARGETS:
+                for node in module.graph.find_nodes(op="call_function", target=target):
+                    _replace(module.graph, node)
+            module.graph.lint()
+            module.recompile()
+    return gm
+
+
+def _replace(graph: fx.Graph, node: fx.Node) -> None:
+    bound = _SIGNATURE.bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    a = bound.arguments
+    dropout, a["scale"] = _constant(a["dropout_p"]), _constant(a["scale"])
+    if dropout > 0:
+        raise AscendSPError(
+            f"attention with dropout_p={dropout} at {source_line(node)}: ascend_sp compiles "
+            "inference only, and needs dropout_p=0. Call model.eval() before compiling."
+        )
+    args = (
+        *(a[name] for name in ("query", "key", "value", "attn_mask", "is_causal", "scale")),
+        a["enable_gqa"],
+    )
+    with graph.inserting_before(node):
+        new = graph.call_function(attention_op, args)
+    new.meta.update(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def _constant(value: Any) -> Any:
+    """`value` as a number. With ``dynamic=True`` floats arrive as symbols; this guards on them."""
+    if isinstance(value, fx.Node):
+        value = value.meta["example_value"]
+    return float(value) if isinstance(value, torch.SymFloat) else value

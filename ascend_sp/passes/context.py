@@ -1,0 +1,56 @@
+"""What a pass is told, and what it tells back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from ascend_sp.runtime.topology import SINGLE, Topology
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>.+)')
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line: code`` of the user's statement that `node` came from, or ``""``."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
+        return ""
+    file, line, code = frames[-1]
+    return f"{file}:{line}: {code.strip()}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that a person should know about one node."""
+
+    kind: str
+    """``attention``, ``unsharded``, ``gather``, ``reshard`` or ``all_reduce``."""
+    node: str
+    op: str
+    text: str
+    source: str
+
+    def __str__(self) -> str:
+        where = f"\n    at {self.source}" if self.source else ""
+        return f"{self.kind}: {self.node} ({self.op}): {self.text}{where}"
+
+
+@dataclass
+class PassContext:
+    """State that the passes of one compile share."""
+
+    topology: Topology = SINGLE
+    attention: str = "auto"
+    on_unsharded: str = "fallback"
+    static_inputs: frozenset[str] = frozenset()
+    """Names of the placeholders that are parameters or buffers."""
+    notes: list[Note] = field(default_factory=list)
+    analysis: dict[str, Any] = field(default_factory=dict)
+    """Results that one pass leaves for a later one, by name."""
+
+    def note(self, kind: str, node: fx.Node, text: str) -> None:
+        """Put a line about `node` in the report."""
+        self.notes.append(Note(kind, node.name, str(node.target), text, source_line(node)))

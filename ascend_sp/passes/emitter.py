@@ -1,0 +1,207 @@
+"""Adding nodes to an ATen graph so that every node has its fake value, its place and its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import py_sym_types
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
+
+from ascend_sp.passes.sharding.sizes import Size, as_size
+
+aten = torch.ops.aten
+
+ORIGIN = "ascend_sp_origin"
+"""Meta key: which pass made a node, and from which node of the user's program."""
+ROLE = "ascend_sp_role"
+"""Meta key: ``"unpack"`` on nodes that may sink to their first use with the wait before them."""
+
+
+class Emitter:
+    """Inserts nodes into one graph. Every node gets ``meta["val"]`` by running it on fakes."""
+
+    def __init__(self, gm: fx.GraphModule, pass_name: str) -> None:
+        self.gm = gm
+        self.graph = gm.graph
+        self.pass_name = pass_name
+        self.fake_mode = _fake_mode(gm)
+        self._symbolic = any(
+            isinstance(n.meta.get("val"), torch.SymInt)
+            for n in gm.graph.find_nodes(op="placeholder")
+        )
+        self._symbols: dict[sympy.Symbol, fx.Node] | None = None
+        self._exprs: dict[sympy.Expr, fx.Node] = {}
+        self._origin: fx.Node | None = None
+        self._role: str | None = None
+
+    @contextmanager
+    def at(self, where: fx.Node, *, after: bool = False, role: str | None = None) -> Iterator[None]:
+        """Insert before (or after) `where`; new nodes take over its stack trace."""
+        before = self._origin, self._role
+        self._origin, self._role = where, role
+        place = self.graph.inserting_after if after else self.graph.inserting_before
+        try:
+            with place(where):
+                yield
+        finally:
+            self._origin, self._role = before
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Append ``target(*args, **kwargs)`` at the current place.
+
+        Arguments are nodes, plain values, or `Size`s, whose symbols become nodes.
+        """
+        args, kwargs = pytree.tree_map(self.argument, (args, kwargs))
+        node = self.graph.call_function(target, args, kwargs)
+        if self._origin is not None:
+            for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+                if key in self._origin.meta:
+                    node.meta[key] = self._origin.meta[key]
+            node.meta[ORIGIN] = f"{self.pass_name}({self._origin.name})"
+        if self._role is not None:
+            node.meta[ROLE] = self._role
+        try:
+            self.refresh(node)
+        except Exception:
+            self.graph.erase_node(node)
+            raise
+        return node
+
+    def refresh(self, node: fx.Node) -> Any:
+        """Recompute ``node.meta["val"]`` from the values of its arguments."""
+        node.meta["val"] = self.evaluate(node)
+        return node.meta["val"]
+
+    def evaluate(self, node: fx.Node) -> Any:
+        """What `node` yields on the fake values of its arguments."""
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        # Symbolic sizes need the Python meta kernels, which cost time, so only then.
+        symbolic = enable_python_dispatcher() if self._symbolic else nullcontext()
+        with self.fake_mode, symbolic:
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    # The few shapes of code that the passes need. Shapes are lists of `Size`.
+
+    def view(self, x: fx.Node, shape: Sequence[Size]) -> fx.Node:
+        """`x` viewed as `shape`; a copy goes first only if its strides demand one."""
+        shape = list(shape)
+        if as_shape_of(x) == tuple(shape):
+            return x
+        try:
+            return self.call(aten.view.default, x, shape)
+        except (RuntimeError, ValueError):
+            return self.call(aten.view.default, self.contiguous(x, force=True), shape)
+
+    def permute(self, x: fx.Node, dims: Sequence[int]) -> fx.Node:
+        """`x` with its dims reordered."""
+        if list(dims) == list(range(len(dims))):
+            return x
+        return self.call(aten.permute.default, x, list(dims))
+
+    def contiguous(self, x: fx.Node, *, force: bool = False) -> fx.Node:
+        """`x` in row-major order: `x` itself if it is so already."""
+        if not force and x.meta["val"].is_contiguous():
+            return x
+        return self.call(aten.clone.default, x, memory_format=torch.contiguous_format)
+
+    def restride(self, x: fx.Node, strides: Sequence[int]) -> fx.Node:
+        """`x` with its dims in the memory order that `strides` say, without gaps.
+
+        Views behind a value were recorded for its strides, so what replaces it must have them.
+        """
+        val = x.meta["val"]
+        if same_strides(val.shape, val.stride(), strides):
+            return x
+        order = sorted(range(val.dim()), key=lambda d: strides[d], reverse=True)
+        back = [order.index(d) for d in range(len(order))]
+        return self.permute(self.contiguous(self.permute(x, order)), back)
+
+    def narrow(self, x: fx.Node, dim: int, start: Size, stop: Size) -> fx.Node:
+        """``x[start:stop]`` along `dim`."""
+        if start == 0 and stop == as_shape_of(x)[dim]:
+            return x
+        return self.call(aten.slice.Tensor, x, dim, start, stop)
+
+    def pad_end(self, x: fx.Node, dim: int, amount: Size, value: float = 0) -> fx.Node:
+        """`x` with `amount` rows of `value` behind its end along `dim`."""
+        if amount == 0:
+            return x
+        pad: list[Size] = [0, 0] * (x.meta["val"].dim() - 1 - dim) + [0, amount]
+        return self.call(aten.constant_pad_nd.default, x, pad, value)
+
+    def cat(self, xs: Sequence[fx.Node], dim: int) -> fx.Node:
+        """`xs` one behind the other along `dim`."""
+        return xs[0] if len(xs) == 1 else self.call(aten.cat.default, list(xs), dim)
+
+    def argument(self, value: Any) -> Any:
+        """`value` as an argument of a node: symbolic sizes become nodes that compute them."""
+        if isinstance(value, py_sym_types):
+            value = as_size(value)  # type: ignore[arg-type]
+        return self.size_node(value) if isinstance(value, sympy.Expr) else value
+
+    def size_node(self, expr: sympy.Expr) -> fx.Node | int:
+        """A node that computes `expr` from the sizes of the graph's inputs."""
+        if expr.is_Integer:
+            return int(expr)
+        if expr not in self._exprs:
+            # Size nodes stand behind the inputs, so that they dominate every use.
+            anchor = next(n for n in self.graph.nodes if n.op != "placeholder")
+            seen = set(self.graph.nodes)
+            with self.graph.inserting_before(anchor):
+                tracer = fx.proxy.GraphAppendingTracer(self.graph)
+                env = {s: fx.Proxy(n, tracer) for s, n in self._symbol_nodes().items()}
+                out = sympy_interp(OptimizedPythonReferenceAnalysis, env, expr)
+            for node in self.graph.nodes:
+                if node not in seen:
+                    node.meta[ORIGIN] = f"{self.pass_name}(size)"
+                    self.refresh(node)
+            self._exprs[expr] = out.node
+        return self._exprs[expr]
+
+    def _symbol_nodes(self) -> dict[sympy.Symbol, fx.Node]:
+        if self._symbols is None:
+            self._symbols = {}
+            for node in self.graph.find_nodes(op="placeholder"):
+                val = node.meta.get("val")
+                if isinstance(val, torch.SymInt) and isinstance(val.node.expr, sympy.Symbol):
+                    self._symbols.setdefault(val.node.expr, node)
+            last = self.graph.find_nodes(op="placeholder")[-1]
+            for node in self.graph.find_nodes(op="placeholder"):
+                val = node.meta.get("val")
+                for dim, size in enumerate(val.shape if isinstance(val, torch.Tensor) else ()):
+                    expr = as_size(size)
+                    if isinstance(expr, sympy.Symbol) and expr not in self._symbols:
+                        with self.graph.inserting_after(last):
+                            new = self.graph.call_function(aten.sym_size.int, (node, dim))
+                        self.refresh(new)
+                        self._symbols[expr] = new
+        return self._symbols
+
+
+def as_shape_of(node: fx.Node) -> tuple[Size, ...]:
+    """Shape of the fake value of `node`."""
+    return tuple(as_size(s) for s in node.meta["val"].shape)
+
+
+def same_strides(shape: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether strides `a` and `b` lay out a tensor of `shape` alike (dims of one do not matter)."""
+    return all(
+        as_size(n) == 1 or as_size(x) == as_size(y) for n, x, y in zip(shape, a, b, strict=True)
+    )
+
+
+def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:
+    for node in gm.graph.nodes:
+        for val in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(val, FakeTensor):
+                return val.fake_mode
+    return FakeTensorMode()

@@ -1,0 +1,1 @@
+"""Sequence sharding: layouts, rules, seeds, propagation, materialisation."""

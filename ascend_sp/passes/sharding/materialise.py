@@ -1,0 +1,209 @@
+"""Materialisation: the graph becomes the program of one rank, as the plan says.
+
+Every node keeps its identity; its operands are brought to the placements that its rule asked for,
+its size arguments become local ones, and its fake value is recomputed. Attention over a split
+sequence stays one opaque node, `split_attention`, with the placements of its operands beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.emitter import Emitter
+from ascend_sp.passes.sharding import redistribute
+from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Partial, Placement, Shard, same
+from ascend_sp.passes.sharding.plan import Plan, operand_nodes, shapes
+from ascend_sp.passes.sharding.propagate import PLAN
+from ascend_sp.passes.sharding.sizes import as_size
+
+PLACEMENTS = "ascend_sp_placements"
+"""Meta key: the placement of each tensor that a node yields."""
+GLOBAL_SHAPES = "ascend_sp_global_shapes"
+"""Meta key: the global shape of each tensor that a node yields."""
+INPUTS = "ascend_sp_inputs"
+"""Meta key: the placements of a node's operands, where it has sharded ones."""
+
+aten = torch.ops.aten
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+
+
+def materialise_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    """Rewrite `gm` in place into the program of rank ``ctx.topology.rank``."""
+    Materialiser(gm, ctx.analysis[PLAN], ctx).run()
+    return gm
+
+
+class Materialiser:
+    """One walk over the graph, with every version of a value that was needed so far."""
+
+    def __init__(self, gm: fx.GraphModule, plan: Plan, ctx: PassContext) -> None:
+        self.gm = gm
+        self.plan = plan
+        self.ctx = ctx
+        self.emit = Emitter(gm, "materialise_sharding")
+        self.versions: dict[fx.Node, list[tuple[Placement, fx.Node]]] = {}
+        self.zeroed: dict[fx.Node, fx.Node] = {}
+        self.global_shapes = {n: shapes(n) for n in gm.graph.nodes}
+        self.eager_strides = {
+            x: x.meta["val"].stride() for x in operand_nodes(gm.graph.output_node())
+        }
+
+    def run(self) -> None:
+        """Rewrite the graph."""
+        for node in list(self.gm.graph.nodes):
+            self._remember(node)
+            if node.op == "call_function":
+                self._rewrite(node)
+            elif node.op == "output":
+                self._output(node)
+            self._annotate(node)
+
+    def _remember(self, node: fx.Node) -> None:
+        home = REPLICATE if node in self.plan.seeds else self.plan.placement(node)
+        self.versions[node] = [(home, node)]
+
+    def _annotate(self, node: fx.Node) -> None:
+        if node in self.plan.placements:
+            placements = self.plan.placements[node]
+            if node in self.plan.seeds:
+                placements = (REPLICATE, *placements[1:])
+            node.meta[PLACEMENTS] = placements
+            node.meta[GLOBAL_SHAPES] = self.global_shapes[node]
+
+    def _rewrite(self, node: fx.Node) -> None:
+        if self._is_size(node):
+            return
+        found = self.plan.answers.get(node)
+        operands = operand_nodes(node)
+        wants = found.inputs if found else [REPLICATE] * len(operands)
+        reason = self.plan.refusals.get(node)
+        new = [
+            self.version(node, x, want, reason.reason if reason else "")
+            for x, want in zip(operands, wants, strict=True)
+        ]
+        if found and found.mask_padding:
+            with self.emit.at(node):
+                new = [
+                    self._zero_padding(x, w) if isinstance(w, Shard) else x
+                    for x, w in zip(new, wants, strict=True)
+                ]
+        if not found and new == operands and not self._touches_local(node):
+            return
+        self._replace_operands(node, new)
+        if found:
+            node.meta[INPUTS] = found.inputs
+            node.target = found.op or node.target
+            self._localise_arguments(node, dict(found.args))
+        self._refresh(node)
+
+    def _is_size(self, node: fx.Node) -> bool:
+        """A size that is read off a sharded tensor still means the global one."""
+        val = node.meta.get("val")
+        if isinstance(val, torch.SymInt) and any(
+            isinstance(self.plan.placement(x), Shard) for x in operand_nodes(node)
+        ):
+            with self.emit.at(node):
+                new = self.emit.argument(as_size(val))
+            node.replace_all_uses_with(new)
+            return True
+        return False
+
+    def _touches_local(self, node: fx.Node) -> bool:
+        return any(
+            isinstance(p, Shard)
+            for x in node.all_input_nodes
+            for p in self.plan.placements.get(x, ())
+        )
+
+    def _output(self, node: fx.Node) -> None:
+        new = [
+            self._like_eager(node, x, self.version(node, x, REPLICATE, "it leaves the graph"))
+            for x in operand_nodes(node)
+        ]
+        self._replace_operands(node, new)
+
+    def _like_eager(self, node: fx.Node, x: fx.Node, gathered: fx.Node) -> fx.Node:
+        """Give a gathered output the memory order that the model's own output has."""
+        if gathered is x:
+            return x
+        with self.emit.at(node):
+            return self.emit.restride(gathered, self.eager_strides[x])
+
+    def version(self, user: fx.Node, x: fx.Node, want: Placement, why: str) -> fx.Node:
+        """`x` as `want`, made before `user` if it does not exist yet."""
+        have = self.versions[x]
+        for placement, node in have:
+            if same(self.global_shapes[x][0], placement, want):
+                return node
+        with self.emit.at(user):
+            node = self._make(x, want, user, why)
+        have.append((want, node))
+        node.meta[PLACEMENTS] = (want,)
+        node.meta[GLOBAL_SHAPES] = self.global_shapes[x]
+        return node
+
+    def _make(self, x: fx.Node, want: Placement, user: fx.Node, why: str) -> fx.Node:
+        home, local = self.versions[x][0]
+        if isinstance(want, Partial):
+            raise AssertionError(f"{user.name} asks for a partial {x.name}")
+        if isinstance(want, Shard):
+            if isinstance(home, Shard):
+                self.ctx.note("reshard", user, f"{x.name}: {home} -> {want}")
+            whole = self.version(user, x, REPLICATE, why)
+            return redistribute.scatter(self.emit, whole, want, self.ctx.topology)
+        if home == PARTIAL:
+            self.ctx.note("all_reduce", x, "a sum over the sequence is added up over the ranks")
+            return redistribute.add_up(self.emit, local, self.ctx.topology)
+        assert isinstance(home, Shard)
+        self.ctx.note("gather", x, f"{home} is gathered for {user.name}: {why}")
+        return redistribute.gather(
+            self.emit, local, home, self.global_shapes[x][0], self.ctx.topology
+        )
+
+    def _zero_padding(self, x: fx.Node, split: Shard) -> fx.Node:
+        if x not in self.zeroed:
+            self.zeroed[x] = redistribute.zero_padding(self.emit, x, split, self.ctx.topology)
+        return self.zeroed[x]
+
+    def _replace_operands(self, node: fx.Node, new: list[fx.Node]) -> None:
+        queue = iter(new)
+
+        def swap(value: Any) -> Any:
+            is_tensor = isinstance(value, fx.Node) and isinstance(
+                value.meta.get("val"), torch.Tensor
+            )
+            return next(queue) if is_tensor else value
+
+        node.args, node.kwargs = pytree.tree_map(swap, (node.args, node.kwargs))
+
+    def _localise_arguments(self, node: fx.Node, changes: dict[int, Any]) -> None:
+        if not changes:
+            return
+        args = list(node.args)
+        kwargs = dict(node.kwargs)
+        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        for position, value in sorted(changes.items()):
+            while len(args) < position:
+                name = schema[len(args)].name
+                args.append(kwargs.pop(name, schema[len(args)].default_value))
+            kwargs.pop(schema[position].name, None)
+            local = pytree.tree_map(self.emit.argument, value)
+            args[position : position + 1] = [local]
+        node.args, node.kwargs = tuple(args), kwargs
+
+    def _refresh(self, node: fx.Node) -> None:
+        """The local value of `node`; a view that its operand's strides forbid gets a copy."""
+        try:
+            self.emit.refresh(node)
+        except (RuntimeError, ValueError):
+            if node.target not in VIEWS:
+                raise
+            with self.emit.at(node):
+                copy = self.emit.contiguous(node.args[0], force=True)  # type: ignore[arg-type]
+            node.args = (copy, *node.args[1:])
+            self.emit.refresh(node)

@@ -1,0 +1,161 @@
+"""Propagation: one walk over the graph that gives every value its placement.
+
+Nothing is sharded until an attention asks for it. When the walk meets one whose queries are whole,
+it looks back for the values to cut (`seeds`), and goes on from the first of them. The graph is not
+changed; the result is a `Plan`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard, same
+from ascend_sp.passes.sharding.plan import (
+    Plan,
+    call_of,
+    is_getitem,
+    operand_nodes,
+    shapes,
+)
+from ascend_sp.passes.sharding.rules import Local, Reshard, Unsupported, answer
+from ascend_sp.passes.sharding.seeds import find_seeds
+from ascend_sp.runtime.errors import UnshardedError
+from ascend_sp.runtime.ops import attention as attention_op
+
+PLAN = "sharding plan"
+
+
+def propagate_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    """Decide every placement; the plan goes to ``ctx.analysis[PLAN]``."""
+    plan = propagate(list(gm.graph.nodes), ctx.topology.size, ctx.static_inputs)
+    ctx.analysis[PLAN] = plan
+    _report(gm.graph, plan, ctx)
+    return gm
+
+
+def propagate(
+    nodes: list[fx.Node], world: int, static_inputs: frozenset[str] = frozenset()
+) -> Plan:
+    """The placements of `nodes` over `world` ranks."""
+    plan = Plan(world)
+    position = {n: i for i, n in enumerate(nodes)}
+    hopeless: set[fx.Node] = set()
+    i = 0
+    while i < len(nodes):
+        node = nodes[i]
+        visit(plan, node)
+        if node.target is attention_op and not _sharded(plan, node) and node not in hopeless:
+            new = {
+                n: s
+                for n, s in find_seeds(plan, node, static_inputs).items()
+                if n not in plan.seeds
+            }
+            if new:
+                plan.seeds.update(new)
+                i = min(position[n] for n in new)
+                continue
+            hopeless.add(node)
+        i += 1
+    return plan
+
+
+def _sharded(plan: Plan, node: fx.Node) -> bool:
+    return isinstance(plan.placement(node), Shard)
+
+
+def visit(plan: Plan, node: fx.Node) -> None:
+    """Place the results of one node, given the placements of its operands."""
+    plan.answers.pop(node, None)
+    plan.refusals.pop(node, None)
+    if node.op == "output":
+        return
+    if node.op == "call_function" and is_getitem(node):
+        source, index = node.args
+        plan.placements[node] = (_pick(plan, source, index),)  # type: ignore[arg-type]
+        return
+    out: tuple[Placement, ...] = tuple(REPLICATE for _ in shapes(node))
+    operands = operand_nodes(node) if node.op == "call_function" else []
+    if any(isinstance(plan.placement(x), Shard) for x in operands):
+        found = _ask(plan, node)
+        if isinstance(found, Local):
+            plan.answers[node] = found
+            out = found.outputs
+        else:
+            plan.refusals[node] = found
+    if node in plan.seeds and not isinstance(out[0], Shard):
+        out = (plan.seeds[node], *out[1:])
+    else:
+        plan.seeds.pop(node, None)
+    plan.placements[node] = out
+
+
+def _ask(plan: Plan, node: fx.Node) -> Local | Reshard | Unsupported:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return Unsupported(f"{node.target} is not an ATen op")
+    return answer(call_of(node, lambda _, x: _seen(plan, x), plan.world))
+
+
+def _seen(plan: Plan, x: fx.Node) -> Placement:
+    # A partial sum is added up before anybody looks at it.
+    p = plan.placement(x)
+    return p if isinstance(p, Shard) else REPLICATE
+
+
+def _pick(plan: Plan, source: fx.Node, index: int) -> Placement:
+    found = plan.placements.get(source, ())
+    values = source.meta["val"]
+    tensor_index = sum(isinstance(v, torch.Tensor) for v in values[:index])
+    if not isinstance(values[index], torch.Tensor) or tensor_index >= len(found):
+        return REPLICATE
+    return found[tensor_index]
+
+
+def _report(graph: fx.Graph, plan: Plan, ctx: PassContext) -> None:
+    """Say what stays unsharded and why; raise for it if that was asked for."""
+    attentions = graph.find_nodes(op="call_function", target=attention_op)
+    last = max(attentions, default=None)
+    bad: list[tuple[fx.Node, str]] = []
+    for node in graph.nodes:
+        refusal = plan.refusals.get(node)
+        if node.target is attention_op:
+            found = plan.answers.get(node)
+            if found is None or not _sharded(plan, node):
+                text = refusal.reason if refusal else "no operand of its queries could be split"
+                ctx.note("unsharded", node, f"runs whole on every rank: {text}")
+                bad.append((node, text))
+            else:
+                text = ", ".join(str(p) for p in found.inputs)
+                ctx.note("attention", node, f"sharded; operands {text}")
+            continue
+        if refusal is None or not _must_travel(plan, node):
+            continue
+        ctx.note("unsharded", node, f"runs on gathered operands: {refusal.reason}")
+        if isinstance(refusal, Unsupported) or (last is not None and node < last):
+            bad.append((node, refusal.reason))
+    if bad and ctx.on_unsharded == "error":
+        lines = [f"  {n.name} ({n.target}): {why}\n    at {source_line(n)}" for n, why in bad]
+        raise UnshardedError(
+            'on_unsharded="error", and these operations cannot run on shards:\n'
+            + "\n".join(lines)
+            + '\nUse on_unsharded="fallback" to run them on gathered tensors, or write a rule '
+            "(docs/writing_a_rule.md)."
+        )
+
+
+def _must_travel(plan: Plan, node: fx.Node) -> bool:
+    return any(
+        isinstance(plan.placement(x), Shard) and x not in plan.seeds for x in operand_nodes(node)
+    )
+
+
+def moves(plan: Plan, node: fx.Node) -> list[tuple[fx.Node, Placement, Placement]]:
+    """Operands of `node` that do not lie where its answer wants them: ``(operand, has, wants)``."""
+    found = plan.answers.get(node)
+    wants = found.inputs if found else [REPLICATE] * len(operand_nodes(node))
+    return [
+        (x, plan.placement(x), w)
+        for x, w in zip(operand_nodes(node), wants, strict=True)
+        if not same(shapes(x)[0], plan.placement(x), w)
+    ]

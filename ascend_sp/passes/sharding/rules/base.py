@@ -1,0 +1,166 @@
+"""What a sharding rule is: the question it is asked, its answers, and the table of all rules.
+
+A rule looks at one ATen op whose operands have placements and says how to run it on shards. It
+sees global shapes only and never touches a graph. Its answer is one of three:
+
+* `Local`: run the op on each rank's shards, with these placements of the operands;
+* `Reshard`: the op is understood, but needs the whole sequence;
+* `Unsupported`: nothing is known about this op, or about this form of it.
+
+`docs/writing_a_rule.md` is the guide, `tests/test_rules.py` proves every rule by brute force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
+from ascend_sp.passes.sharding.sizes import Size, product
+
+OpOverload = torch._ops.OpOverload
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor argument: its global shape, and where it lies."""
+
+    shape: tuple[Size, ...]
+    placement: Placement = REPLICATE
+    index: int = 0
+    """Position among the tensor arguments of the call, in pytree order."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of dims."""
+        return len(self.shape)
+
+    @property
+    def numel(self) -> Size:
+        """Number of elements of the whole tensor."""
+        return product(self.shape)
+
+    @property
+    def shard(self) -> Shard:
+        """The placement of an operand that is known to be sharded."""
+        assert isinstance(self.placement, Shard)
+        return self.placement
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op of the global program, with every tensor argument replaced by its `Operand`."""
+
+    op: OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[tuple[Size, ...], ...]
+    """Global shapes of the tensors that the op returns."""
+    world: int
+    """Number of ranks."""
+
+    @property
+    def operands(self) -> list[Operand]:
+        """The tensor arguments in pytree order."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [x for x in leaves if isinstance(x, Operand)]
+
+    @property
+    def sharded(self) -> list[Operand]:
+        """The operands that are sharded."""
+        return [x for x in self.operands if isinstance(x.placement, Shard)]
+
+    @property
+    def leader(self) -> Operand:
+        """The largest sharded operand: the one whose split the others follow."""
+        # SymInt sizes have no order that is known now; the first sharded operand serves then.
+        sizes = [x.numel for x in self.sharded]
+        if not all(isinstance(n, int) for n in sizes):
+            return self.sharded[0]
+        return self.sharded[max(range(len(sizes)), key=lambda i: (sizes[i], -i))]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument that may be passed by position or by keyword."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Run the op on the shards."""
+
+    inputs: tuple[Placement, ...]
+    """Placement that each operand must have, in the order of `Call.operands`."""
+    outputs: tuple[Placement, ...]
+    """Placement of each tensor that comes out."""
+    args: Mapping[int, Any] = field(default_factory=dict)
+    """Positional arguments that differ on the shards (sizes, offsets), by position."""
+    op: OpOverload | None = None
+    """The op to run on the shards, if it is another one."""
+    mask_padding: bool = False
+    """Whether padding rows of the operands must be zero, because the op adds rows up (or takes them
+    for positions in a table). See `can_zero_padding`."""
+
+
+@dataclass(frozen=True)
+class Reshard:
+    """The op needs its operands whole."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """No rule covers the op, or this form of it."""
+
+    reason: str
+
+
+Answer: TypeAlias = "Local | Reshard | Unsupported"
+Rule: TypeAlias = Callable[[Call], Answer]
+
+RULES: dict[OpOverload, Rule] = {}
+
+
+def rule(*ops: OpOverload) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of `ops`; each op has at most one."""
+
+    def register(fn: Rule) -> Rule:
+        for op in ops:
+            if op in RULES:
+                raise ValueError(f"{op} has a rule already: {RULES[op].__name__}")
+            RULES[op] = fn
+        return fn
+
+    return register
+
+
+def normal_dim(dim: int, ndim: int) -> int:
+    """`dim` counted from the front."""
+    return dim + ndim if dim < 0 else dim
+
+
+def normal_dims(dims: int | Iterable[int] | None, ndim: int) -> set[int]:
+    """`dims` counted from the front; all of them when None or empty, as ATen reductions do."""
+    if isinstance(dims, int):
+        return {normal_dim(dims, ndim)}
+    chosen = {normal_dim(d, ndim) for d in dims or ()}
+    return chosen or set(range(ndim))
+
+
+def can_zero_padding(split: Shard, world: int) -> bool:
+    """Whether `Local.mask_padding` can be asked for: of a dim of its own, and of known length."""
+    known = all(isinstance(n, int) for n in split.seq.lengths)
+    return not split.seq.padded(world) or (split.whole_dim() and known)
+
+
+def unary(call: Call, output: Placement | None, **more: Any) -> Local:
+    """An answer for an op with one operand, which stays where it is."""
+    x = call.operands[0]
+    out = x.placement if output is None else output
+    return Local((x.placement,), tuple(out for _ in call.outputs), **more)

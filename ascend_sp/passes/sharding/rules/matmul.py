@@ -1,0 +1,98 @@
+"""Matrix products, in factor notation. Contracting the sequence gives terms of a sum: Partial."""
+
+from __future__ import annotations
+
+import torch
+
+from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Placement, Shard, same
+from ascend_sp.passes.sharding.rules.base import (
+    Answer,
+    Call,
+    Local,
+    Operand,
+    Reshard,
+    can_zero_padding,
+    rule,
+)
+from ascend_sp.passes.sharding.sizes import equal
+
+aten = torch.ops.aten
+
+
+@rule(aten.mm.default)
+def mm(call: Call) -> Answer:
+    """``([m, k], [k, n]) -> [m, n]``."""
+    return _product(call, "mk", "kn", "mn")
+
+
+@rule(aten.bmm.default)
+def bmm(call: Call) -> Answer:
+    """``([b, m, k], [b, k, n]) -> [b, m, n]``."""
+    return _product(call, "bmk", "bkn", "bmn")
+
+
+@rule(aten.addmm.default)
+def addmm(call: Call) -> Answer:
+    """``([n] or [m, n], [m, k], [k, n]) -> [m, n]``."""
+    return _product(call, "mk", "kn", "mn", bias="mn")
+
+
+@rule(aten.baddbmm.default)
+def baddbmm(call: Call) -> Answer:
+    """``([b, m, n], [b, m, k], [b, k, n]) -> [b, m, n]``."""
+    return _product(call, "bmk", "bkn", "bmn", bias="bmn")
+
+
+@rule(aten.mv.default)
+def mv(call: Call) -> Answer:
+    """``([m, k], [k]) -> [m]``."""
+    return _product(call, "mk", "k", "m")
+
+
+def _product(call: Call, left: str, right: str, out: str, bias: str | None = None) -> Answer:
+    *added, a, b = call.operands
+    # The factor that carries the sequence: the larger sharded matrix says which.
+    matrices = [x for x in (a, b) if isinstance(x.placement, Shard)]
+    if not matrices:
+        return Reshard("only the added term of a matrix product is sharded")
+    lead = matrices[-1] if len(matrices) == 2 and _larger(matrices[1], matrices[0]) else matrices[0]
+    names = left if lead.index == a.index else right
+    split = lead.shard
+    factor = names[split.dim]
+
+    if factor not in out:
+        return _contraction(call, split, a, b, left.index(factor), right.index(factor), bool(added))
+
+    def want(x: Operand, letters: str) -> Placement:
+        if factor not in letters:
+            return REPLICATE
+        wanted = split.moved(letters.index(factor))
+        return x.placement if same(x.shape, x.placement, wanted) else wanted
+
+    inputs = [want(a, left), want(b, right)]
+    result = split.moved(out.index(factor))
+    if added and bias is not None:
+        c = added[0]
+        dim = result.dim - (len(bias) - c.ndim)
+        broadcast = dim < 0 or (
+            equal(c.shape[dim], 1) and not equal(call.outputs[0][result.dim], 1)
+        )
+        inputs.insert(0, REPLICATE if broadcast else result.moved(dim))
+    return Local(tuple(inputs), (result,))
+
+
+def _larger(x: Operand, y: Operand) -> bool:
+    a, b = x.numel, y.numel
+    return isinstance(a, int) and isinstance(b, int) and a > b
+
+
+def _contraction(
+    call: Call, split: Shard, a: Operand, b: Operand, i: int, j: int, added: bool
+) -> Answer:
+    if added:
+        return Reshard("a bias is added to a product over the sequence")
+    if not split.whole_dim():
+        return Reshard("a dim that merges the sequence with another axis is contracted")
+    if not can_zero_padding(split, call.world):
+        return Reshard("a sequence of unknown length is contracted")
+    return Local((split.moved(i), split.moved(j)), (PARTIAL,), mask_padding=True)

@@ -1,0 +1,74 @@
+"""Elementwise ops with broadcasting: ``([..., s, ...], [..., s | 1, ...]) -> [..., s, ...]``."""
+
+from __future__ import annotations
+
+import torch
+
+from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard, same
+from ascend_sp.passes.sharding.rules.base import Answer, Call, Local, Operand, Reshard, rule
+from ascend_sp.passes.sharding.sizes import equal
+
+aten = torch.ops.aten
+
+
+def pointwise(call: Call) -> Answer:
+    """Any op with `torch.Tag.pointwise`: the largest sharded operand leads, the others follow.
+
+    A replicated operand is cut to match, which costs nothing; one that is sharded in another way
+    must travel. Operands of size one in the split dim broadcast and stay whole.
+    """
+    out = call.outputs[0]
+    leader = call.leader
+    split = leader.shard
+    dim = split.dim + len(out) - leader.ndim
+    if not equal(out[dim], leader.shape[split.dim]):
+        # A sharded dim of one token that broadcasts would spread padding rows.
+        return Reshard("the sequence axis is broadcast against a longer one")
+    inputs = tuple(_follow(x, out, split.moved(dim)) for x in call.operands)
+    return Local(inputs, tuple(split.moved(dim) for _ in call.outputs))
+
+
+def _follow(x: Operand, out: tuple, split: Shard) -> Placement:
+    dim = split.dim - (len(out) - x.ndim)
+    if dim < 0 or (equal(x.shape[dim], 1) and not equal(out[split.dim], 1)):
+        return REPLICATE
+    wanted = split.moved(dim)
+    if same(x.shape, x.placement, wanted):
+        return x.placement
+    return wanted
+
+
+@rule(
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten._to_copy.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten._conj.default,
+)
+def same_layout(call: Call) -> Answer:
+    """``[...] -> [...]``: what comes out has the shape and the placement of what goes in."""
+    x = call.operands[0]
+    return Local((x.placement,), (x.placement,))
+
+
+@rule(aten.cumsum.default, aten.flip.default, aten.roll.default)
+def along_dims(call: Call) -> Answer:
+    """Ops that mix positions along the dims they name, and no others."""
+    x = call.operands[0]
+    split = x.shard
+    name, position = ("dims", 2) if call.op is aten.roll.default else ("dim", 1)
+    if call.op is aten.flip.default:
+        name = "dims"
+    dims = call.argument(position, name, ())
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    if not dims:  # roll without dims flattens first
+        return Reshard("it runs over the flattened tensor")
+    if split.dim in [d % x.ndim for d in dims]:
+        return Reshard("it mixes positions along the sequence")
+    return Local((split,), (split,))

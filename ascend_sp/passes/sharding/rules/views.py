@@ -1,0 +1,280 @@
+"""Ops that rearrange dims and move no value: view, permute, expand, slice, split, cat, ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ascend_sp.passes.sharding.layout import (
+    Placement,
+    Sequence,
+    Shard,
+    at_dim,
+    local_shape,
+    reshaped,
+)
+from ascend_sp.passes.sharding.rules.base import (
+    Answer,
+    Call,
+    Local,
+    Operand,
+    Reshard,
+    normal_dim,
+    rule,
+    unary,
+)
+from ascend_sp.passes.sharding.sizes import Size, as_size, equal, total
+
+aten = torch.ops.aten
+
+
+@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+def view(call: Call) -> Answer:
+    """``[b, s, h*d] -> [b*s, h, d]`` and every other regrouping that keeps `s` in one dim."""
+    x = call.operands[0]
+    out = call.outputs[0]
+    prefer = x.shard.dim if len(out) == x.ndim else None
+    split = reshaped(x.shape, x.shard, out, prefer)
+    if split is None:
+        return Reshard(f"viewing {list(x.shape)} as {list(out)} cuts or regroups the sequence axis")
+    return unary(call, split, args={1: list(local_shape(out, split, call.world))})
+
+
+@rule(aten.permute.default)
+def permute(call: Call) -> Answer:
+    """``[b, s, c] -> [s, b, c]``."""
+    x = call.operands[0]
+    dims = [normal_dim(d, x.ndim) for d in call.argument(1, "dims")]
+    return unary(call, x.shard.moved(dims.index(x.shard.dim)))
+
+
+@rule(aten.transpose.int, aten.t.default, aten.numpy_T.default)
+def transpose(call: Call) -> Answer:
+    """``[s, c] -> [c, s]``."""
+    x = call.operands[0]
+    dims = list(range(x.ndim))
+    if call.op is aten.transpose.int:
+        a, b = (normal_dim(d, x.ndim) for d in (call.argument(1, "dim0"), call.argument(2, "dim1")))
+        dims[a], dims[b] = dims[b], dims[a]
+    else:
+        dims.reverse()
+    return unary(call, x.shard.moved(dims.index(x.shard.dim)))
+
+
+@rule(aten.unsqueeze.default)
+def unsqueeze(call: Call) -> Answer:
+    """``[s] -> [1, s]``."""
+    x = call.operands[0]
+    at = normal_dim(call.argument(1, "dim"), x.ndim + 1)
+    return unary(call, x.shard.moved(x.shard.dim + (at <= x.shard.dim)))
+
+
+@rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+def squeeze(call: Call) -> Answer:
+    """``[1, s] -> [s]``; a dim that is one only on the shards stays."""
+    x = call.operands[0]
+    dims = call.argument(1, "dim", range(x.ndim))
+    dims = {normal_dim(d, x.ndim) for d in ([dims] if isinstance(dims, int) else dims)}
+    gone = {d for d in dims if equal(x.shape[d], 1)}
+    if x.shard.dim in gone:
+        return Reshard("the sequence axis of one token is squeezed away")
+    split = x.shard.moved(x.shard.dim - sum(d < x.shard.dim for d in gone))
+    return unary(call, split, op=aten.squeeze.dims, args={1: sorted(gone)})
+
+
+@rule(aten.expand.default)
+def expand(call: Call) -> Answer:
+    """``[1, s] -> [b, s]``."""
+    x, out = call.operands[0], call.outputs[0]
+    dim = x.shard.dim + len(out) - x.ndim
+    if not equal(out[dim], x.shape[x.shard.dim]):
+        return Reshard("the sequence axis of one token is expanded")
+    split = x.shard.moved(dim)
+    return unary(call, split, args={1: list(local_shape(out, split, call.world))})
+
+
+@rule(aten.repeat.default)
+def repeat(call: Call) -> Answer:
+    """``[1, s] -> [b, s]`` by copying; the sequence itself may not be repeated."""
+    x = call.operands[0]
+    repeats = list(call.argument(1, "repeats"))
+    dim = x.shard.dim + len(repeats) - x.ndim
+    if not equal(as_size(repeats[dim]), 1):
+        return Reshard("the sequence axis is repeated")
+    return unary(call, x.shard.moved(dim))
+
+
+def bounds(start: Any, stop: Any, size: Size) -> tuple[Size, Size] | None:
+    """Python's ``[start:stop]`` on a dim of `size` as ``0 <= start <= stop <= size``."""
+
+    def clamp(v: Any, default: Size) -> Size | None:
+        if v is None:
+            return default
+        v = as_size(v)
+        if isinstance(v, int) and v >= 2**62:  # ATen's "to the end"
+            return size
+        if isinstance(v, int) and v < 0:
+            v = v + size
+        if isinstance(v, int) and isinstance(size, int):
+            return min(max(v, 0), size)
+        return as_size(v)
+
+    lo, hi = clamp(start, 0), clamp(stop, size)
+    return None if lo is None or hi is None else (lo, hi)
+
+
+@rule(aten.slice.Tensor)
+def slice_(call: Call) -> Answer:
+    """``[b, s, c] -> [b, s', c]`` between segments, or any slice of another dim."""
+    x = call.operands[0]
+    dim = normal_dim(call.argument(1, "dim", 0), x.ndim)
+    split = x.shard
+    if dim != split.dim:
+        return unary(call, split)
+    where = bounds(call.argument(2, "start"), call.argument(3, "end"), x.shape[dim])
+    if where is None or not equal(as_size(call.argument(4, "step", 1)), 1):
+        return Reshard("the sequence axis is sliced with a step")
+    if not split.whole_dim():
+        if equal(where[0], 0) and equal(where[1], x.shape[dim]):
+            return unary(call, split, args={1: dim, 2: 0, 3: split.local_size(call.world)})
+        return Reshard("a dim that merges the sequence with another axis is sliced")
+    cut = split.seq.cut(*where)
+    if cut is None:
+        return Reshard(f"slice {where[0]}:{where[1]} falls inside a segment of [{split.seq}]")
+    begin, end = _local_range(split.seq, cut, call.world)
+    kept = Shard(dim, Sequence(split.seq.lengths[cut[0] : cut[1]]))
+    return unary(call, kept, args={1: dim, 2: begin, 3: end})
+
+
+def _local_range(seq: Sequence, cut: tuple[int, int], world: int) -> tuple[Size, Size]:
+    chunks = seq.chunks(world)
+    return total(chunks[: cut[0]]), total(chunks[: cut[1]])
+
+
+@rule(aten.select.int)
+def select(call: Call) -> Answer:
+    """``[b, s, c] -> [s, c]``; one row of the sequence cannot be picked on the shards."""
+    x = call.operands[0]
+    dim = normal_dim(call.argument(1, "dim"), x.ndim)
+    if dim == x.shard.dim:
+        return Reshard("one position of the sequence is selected")
+    return unary(call, x.shard.moved(x.shard.dim - (dim < x.shard.dim)))
+
+
+@rule(aten.unbind.int)
+def unbind(call: Call) -> Answer:
+    """``[k, s, c] -> k x [s, c]``."""
+    x = call.operands[0]
+    dim = normal_dim(call.argument(1, "dim", 0), x.ndim)
+    if dim == x.shard.dim:
+        return Reshard("the sequence is unbound into single positions")
+    return unary(call, x.shard.moved(x.shard.dim - (dim < x.shard.dim)))
+
+
+@rule(aten.split.Tensor, aten.split_with_sizes.default)
+def split(call: Call) -> Answer:
+    """``[b, s1+s2, c] -> [b, s1, c], [b, s2, c]`` between segments, or along another dim."""
+    x = call.operands[0]
+    dim = normal_dim(call.argument(2, "dim", 0), x.ndim)
+    if dim != x.shard.dim:
+        return unary(call, x.shard)
+    if not x.shard.whole_dim():
+        return Reshard("a dim that merges the sequence with another axis is split")
+    pieces: list[Placement] = []
+    sizes: list[Size] = []
+    start: Size = 0
+    for shape in call.outputs:
+        cut = x.shard.seq.cut(start, start + shape[dim])
+        if cut is None:
+            return Reshard(f"the split falls inside a segment of [{x.shard.seq}]")
+        piece = Shard(dim, Sequence(x.shard.seq.lengths[cut[0] : cut[1]]))
+        pieces.append(piece)
+        sizes.append(piece.local_size(call.world))
+        start = start + shape[dim]
+    if call.op is aten.split.Tensor and any(not equal(s, sizes[0]) for s in sizes[:-1]):
+        return Reshard("split() into equal sizes gives unequal shards")
+    local = sizes[0] if call.op is aten.split.Tensor else sizes
+    if call.op is aten.split.Tensor and len(sizes) > 1 and not equal(sizes[-1], sizes[0]):
+        return Reshard("split() into equal sizes gives unequal shards")
+    return Local((x.shard,), tuple(pieces), args={1: local})
+
+
+@rule(aten.cat.default)
+def cat(call: Call) -> Answer:
+    """``[b, s1, c], [b, s2, c] -> [b, s1+s2, c]``, and along any other dim.
+
+    Along the sequence the segments of all operands line up, in order; an operand that is
+    replicated is cut as one more segment.
+    """
+    out = call.outputs[0]
+    ndim = len(out)
+    dim = normal_dim(call.argument(1, "dim", 0), ndim)
+    xs = call.operands
+    if any(x.ndim != ndim for x in xs):
+        return Reshard("an empty legacy operand is concatenated")
+    leader = call.leader
+    if at_dim(leader.shape, leader.shard, dim) is None:
+        if leader.shard.dim == dim:
+            return Reshard("a dim that merges the sequence with another axis is concatenated")
+        return Local(tuple(leader.shard for _ in xs), (leader.shard,))
+    inputs = [_along(x, dim) for x in xs]
+    if any(p is None for p in inputs):
+        return Reshard("tensors split along different axes are concatenated")
+    lengths = tuple(n for p in inputs if p is not None for n in p.seq.lengths)
+    return Local(
+        tuple(p for p in inputs if p is not None), (Shard(dim, Sequence(lengths)),), {1: dim}
+    )
+
+
+def _along(x: Operand, dim: int) -> Shard | None:
+    if isinstance(x.placement, Shard):
+        return at_dim(x.shape, x.placement, dim)
+    return Shard(dim, Sequence((x.shape[dim],)))
+
+
+@rule(aten.stack.default)
+def stack(call: Call) -> Answer:
+    """``k x [s, c] -> [k, s, c]``."""
+    xs = call.operands
+    dim = normal_dim(call.argument(1, "dim", 0), xs[0].ndim + 1)
+    split = call.leader.shard
+    moved = split.moved(split.dim + (dim <= split.dim))
+    return Local(tuple(split for _ in xs), (moved,))
+
+
+@rule(aten.slice_scatter.default)
+def slice_scatter(call: Call) -> Answer:
+    """``[b, s, c], [b, s, c'] -> [b, s, c]``, written into a dim that is not split."""
+    base, _ = call.operands
+    split = call.leader.shard
+    dim = normal_dim(call.argument(2, "dim", 0), base.ndim)
+    if dim == split.dim:
+        return Reshard("rows of the sequence are overwritten")
+    return Local((split, split), (split,))
+
+
+@rule(aten.select_scatter.default)
+def select_scatter(call: Call) -> Answer:
+    """``[b, s, c], [b, s] -> [b, s, c]``, written into a dim that is not split."""
+    base, _ = call.operands
+    dim = normal_dim(call.argument(2, "dim"), base.ndim)
+    leader = call.leader
+    split = leader.shard
+    if leader.index != base.index:
+        split = split.moved(split.dim + (dim <= split.dim))
+    if dim == split.dim:
+        return Reshard("a row of the sequence is overwritten")
+    return Local((split, split.moved(split.dim - (dim < split.dim))), (split,))
+
+
+@rule(aten.constant_pad_nd.default)
+def constant_pad(call: Call) -> Answer:
+    """``[b, s, c] -> [b, s, c']``; padding the sequence itself needs all of it."""
+    x = call.operands[0]
+    pad = list(call.argument(1, "pad"))
+    from_end = x.ndim - 1 - x.shard.dim
+    own = pad[2 * from_end : 2 * from_end + 2]
+    if any(not equal(as_size(p), 0) for p in own):
+        return Reshard("the sequence axis is padded")
+    return unary(call, x.shard)

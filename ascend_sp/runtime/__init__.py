@@ -1,0 +1,1 @@
+"""What runs, or speaks to other ranks: the attention op, collectives, groups, guards."""

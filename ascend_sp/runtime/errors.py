@@ -1,0 +1,31 @@
+"""The exceptions that ascend_sp raises on purpose, so that callers can tell them from bugs."""
+
+from __future__ import annotations
+
+
+class AscendSPError(RuntimeError):
+    """Base of every error that ascend_sp raises itself."""
+
+
+class ConfigError(AscendSPError, ValueError):
+    """An option or environment variable has a name or a value that is not allowed."""
+
+
+class TopologyError(AscendSPError):
+    """The process group or DeviceMesh does not fit the request, or is gone."""
+
+
+class RankMismatchError(AscendSPError):
+    """The ranks of one group do not compile the same program."""
+
+
+class UnshardedError(AscendSPError):
+    """Something could not be sharded and ``on_unsharded="error"`` was asked for."""
+
+
+class CollectiveError(AscendSPError):
+    """A compiled graph failed while it ran on several ranks."""
+
+
+class VerificationError(AscendSPError):
+    """A pass left a graph that breaks the compiler's invariants: a bug in ascend_sp."""

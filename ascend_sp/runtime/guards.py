@@ -1,0 +1,143 @@
+"""Guards: ranks that disagree, and groups that are gone, become errors instead of hangs.
+
+Ranks talk through the process group's key-value store, not through collectives: a store waits with
+a timeout of our own, works on every backend, and says who is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from ascend_sp.runtime.errors import CollectiveError, RankMismatchError, TopologyError
+from ascend_sp.runtime.topology import Topology
+
+_compiles: dict[tuple[str, int], Iterator[int]] = defaultdict(itertools.count)
+_FAILED = "failed"
+
+
+def find_group(topology: Topology) -> dist.ProcessGroup:
+    """The process group of `topology`.
+
+    Raises:
+        TopologyError: it is gone.
+    """
+    try:
+        return c10d._resolve_process_group(topology.group_name)  # type: ignore[arg-type]
+    except Exception as e:
+        raise TopologyError(
+            f"process group {topology.group_name!r} (ranks {list(topology.ranks)}), which this "
+            "graph was compiled for, is gone. Keep the group alive while the model is used; after "
+            "a new init_process_group call torch.compiler.reset() and compile again."
+        ) from e
+
+
+def _store(topology: Topology) -> c10d.Store:
+    store = find_group(topology).get_group_store()
+    return c10d.PrefixStore("ascend_sp", store)
+
+
+def agree(topology: Topology, program: dict[str, Any], timeout: float) -> None:
+    """Compare `program` with what the other ranks compile; every rank calls this.
+
+    Args:
+        topology: the group; nothing happens for P = 1.
+        program: flat, JSON-like facts about the program, in words a person understands.
+        timeout: seconds to wait for the other ranks.
+
+    Raises:
+        RankMismatchError: on every rank that took part, naming what differs, or who is missing.
+    """
+    if topology.size == 1:
+        return
+    store = _store(topology)
+    group = id(find_group(topology))
+    n = next(_compiles[topology.group_name, group])
+    keys = [f"compile/{n}/{r}" for r in range(topology.size)]
+    store.set(keys[topology.rank], json.dumps(program, default=str))
+    missing = _wait(store, keys, timeout)
+    if missing:
+        who = [topology.ranks[r] for r in missing]
+        text = (
+            f"rank {topology.ranks[topology.rank]} compiles its graph {n}, and rank(s) {who} did "
+            f"not within {timeout:g} s (option check_timeout). They died, or still run an earlier "
+            "graph because their inputs differ: all ranks must call the model with the same "
+            f"shapes and dtypes. This rank's inputs: {program.get('inputs')}."
+        )
+        announce_failure(topology, text)
+        raise RankMismatchError(text)
+    programs = [json.loads(store.get(k)) for k in keys]
+    differences = _differences(programs, topology)
+    if differences:
+        text = (
+            f"the ranks of group {topology.group_name!r} do not compile the same program; all "
+            "ranks must call the same model with the same shapes, dtypes and options:\n"
+            + "\n".join(differences)
+        )
+        announce_failure(topology, text)
+        raise RankMismatchError(text)
+
+
+def _wait(store: c10d.Store, keys: Sequence[str], timeout: float) -> list[int]:
+    try:
+        store.wait(list(keys), timedelta(seconds=timeout))
+        return []
+    except Exception:  # the store's own timeout error differs between its kinds
+        return [i for i, k in enumerate(keys) if not store.check([k])]
+
+
+def _differences(programs: list[dict[str, Any]], topology: Topology) -> list[str]:
+    out = []
+    for name in {k: None for p in programs for k in p}:
+        values: dict[str, list[int]] = defaultdict(list)
+        for rank, p in zip(topology.ranks, programs, strict=True):
+            values[json.dumps(p.get(name))].append(rank)
+        if len(values) > 1:
+            out += [f"  {name} on rank(s) {ranks}: {v[:600]}" for v, ranks in values.items()]
+    return out
+
+
+def announce_failure(topology: Topology, text: str) -> None:
+    """Leave word for ranks that wait for this one in a collective."""
+    try:
+        _store(topology).set(_FAILED, text)
+    except Exception:  # the store may be what failed
+        return
+
+
+def _word_of_failure(topology: Topology) -> str:
+    try:
+        store = _store(topology)
+        return store.get(_FAILED).decode() if store.check([_FAILED]) else ""
+    except Exception:
+        return ""
+
+
+def guarded(
+    run: Callable[[list[Any]], Sequence[Any]], topology: Topology, name: str
+) -> Callable[[list[Any]], Sequence[Any]]:
+    """`run`, with errors that say which graph and group failed, and why if a rank left word."""
+    if topology.size == 1:
+        return run
+
+    def guarded_run(args: list[Any]) -> Sequence[Any]:
+        find_group(topology)
+        try:
+            return run(args)
+        except RuntimeError as e:
+            word = _word_of_failure(topology)
+            raise CollectiveError(
+                f"{name} failed on rank {topology.ranks[topology.rank]} of ranks "
+                f"{list(topology.ranks)}: {e}\nA rank that left, or took another path, shows as "
+                "a closed connection or a timeout here. "
+                + (f"A rank left word: {word}" if word else "No rank left word why.")
+            ) from e
+
+    return guarded_run

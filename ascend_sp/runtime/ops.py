@@ -1,0 +1,88 @@
+"""Attention as one opaque op, from capture until lowering.
+
+After AOTAutograd, `F.scaled_dot_product_attention` would be a kernel of one device, with that
+kernel's own layout and outputs. The opaque op keeps the call as the user made it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAMESPACE = "ascend_sp"
+
+
+@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    # A custom op may not return an alias of its input, and SDPA never does.
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+@_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    # Through SDPA itself, so that the strides are those of the kernel that will run.
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+attention = torch.ops.ascend_sp.attention.default
+"""``attention(q, k, v, attn_mask=None, is_causal=False, scale=None, enable_gqa=False) -> Tensor``.
+
+q is ``[B, H, S, D]``, k ``[B, G, T, D]``, v ``[B, G, T, E]``, the result ``[B, H, S, E]``, with the
+meaning of `torch.nn.functional.scaled_dot_product_attention` at dropout 0.
+"""
+
+
+@torch.library.custom_op(f"{NAMESPACE}::split_attention", mutates_args=())
+def _split_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    raise NotImplementedError("split_attention stands for communication; a pass must expand it")
+
+
+@_split_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    b, h, s, _ = q.shape
+    return q.new_empty(b, s, h, v.shape[3]).transpose(1, 2)
+
+
+split_attention = torch.ops.ascend_sp.split_attention.default
+"""`attention` with shards of the sequences: q ``[B, H, s, D]``, k ``[B, G, t, D]``, v likewise.
+
+It has a shape but no implementation, so that a program in which it is left over cannot run. The
+mask is whole, ``[..., S, T]``.
+"""

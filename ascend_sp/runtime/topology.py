@@ -1,0 +1,120 @@
+"""Which ranks share one sequence: resolved once a compile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from ascend_sp.runtime.errors import TopologyError
+
+MESH_DIM = "sp"
+_meshes: dict[tuple[str, int, int], DeviceMesh] = {}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """One rank's view of its sequence-parallel group."""
+
+    rank: int = 0
+    """Rank in the group, 0 <= rank < size."""
+    size: int = 1
+    """Number of ranks P in the group."""
+    group_name: str = ""
+    """Name by which functional collectives find the group; empty when P = 1."""
+    ranks: tuple[int, ...] = (0,)
+    """Global ranks, in group order."""
+
+
+SINGLE = Topology()
+
+
+def resolve(
+    degree: int | None, mesh: DeviceMesh | None, device_type: str, enabled: bool = True
+) -> Topology:
+    """The topology for one compile.
+
+    Args:
+        degree: ranks that share a sequence; None takes all ranks. Must divide the world size.
+        mesh: a 1-D DeviceMesh, or one with a dim named ``"sp"``; excludes `degree`.
+        device_type: where the collectives run (``"cpu"``, ``"cuda"``, ``"npu"``), used only if a
+            subgroup has to be made for `degree`.
+        enabled: False gives P = 1 whatever the rest says.
+
+    Raises:
+        TopologyError: the mesh or the degree does not fit; the message says what would.
+    """
+    if not enabled:
+        return SINGLE
+    if mesh is not None:
+        return _of_mesh(_sequence_dim(mesh), degree)
+    if not (dist.is_available() and dist.is_initialized()):
+        if degree is not None and degree > 1:
+            raise TopologyError(
+                f"degree={degree} needs a process group, and there is none. Launch with torchrun "
+                "and call torch.distributed.init_process_group before the first call, or leave "
+                "degree unset to compile for one rank."
+            )
+        return SINGLE
+    world = dist.get_world_size()
+    degree = world if degree is None else degree
+    if world % degree:
+        raise TopologyError(
+            f"degree={degree} does not divide the world size {world}. Choose one of "
+            f"{[d for d in range(1, world + 1) if world % d == 0]}."
+        )
+    if degree == 1:
+        return SINGLE
+    if degree == world:
+        return _of_group(_world())
+    # Groups are made once for each split of this world: making one is itself a collective.
+    key = (_world().group_name, world, degree)
+    if key not in _meshes:
+        _meshes[key] = init_device_mesh(
+            device_type, (world // degree, degree), mesh_dim_names=("dp", MESH_DIM)
+        )
+    return _of_mesh(_meshes[key][MESH_DIM], None)
+
+
+def _sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
+    if not isinstance(mesh, DeviceMesh):
+        raise TopologyError(f"mesh must be a torch DeviceMesh, not {type(mesh).__name__}.")
+    if mesh.ndim == 1:
+        return mesh
+    names = mesh.mesh_dim_names or ()
+    if MESH_DIM not in names:
+        raise TopologyError(
+            f"the mesh has {mesh.ndim} dims named {list(names)}, none of them {MESH_DIM!r}. Pass a "
+            f"1-D mesh, mesh[<name>], or name the sequence-parallel dim {MESH_DIM!r}."
+        )
+    return mesh[MESH_DIM]
+
+
+def _of_mesh(mesh: DeviceMesh, degree: int | None) -> Topology:
+    if degree is not None and degree != mesh.size():
+        raise TopologyError(
+            f"degree={degree} and a mesh of {mesh.size()} ranks contradict each other. "
+            "Give one of them."
+        )
+    if mesh.get_coordinate() is None:
+        raise TopologyError(
+            f"rank {dist.get_rank()} is not in the mesh {mesh}. Pass each rank the mesh it is in, "
+            "or compile with sequence_parallel=False on ranks outside it."
+        )
+    return SINGLE if mesh.size() == 1 else _of_group(mesh.get_group())
+
+
+def _of_group(group: dist.ProcessGroup) -> Topology:
+    return Topology(
+        rank=dist.get_rank(group),
+        size=dist.get_world_size(group),
+        group_name=group.group_name,
+        ranks=tuple(dist.get_process_group_ranks(group)),
+    )
+
+
+def _world() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group

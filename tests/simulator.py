@@ -1,0 +1,179 @@
+"""Ranks in one process: the real compiler for each rank, collectives by exchange between threads.
+
+What is simulated is the network only. Graphs are compiled by the real pipeline, ATen ops are run
+by PyTorch. (`torch.distributed._local_tensor` would do this too, but fails on uneven slices.)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ascend_sp.compiler import _pytorch
+from ascend_sp.compiler.config import Config
+from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
+from ascend_sp.passes.context import PassContext
+from ascend_sp.runtime.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, WAIT
+from ascend_sp.runtime.topology import Topology
+
+Break = Callable[[int, Sequence[Tensor]], Tensor]
+
+
+@dataclass
+class Captured:
+    """The ATen graph of one call of a model, attention opaque, and its inputs."""
+
+    gm: fx.GraphModule
+    inputs: list[Any]
+    graphs: int = 1
+
+    def copy(self) -> fx.GraphModule:
+        graph = fx.Graph()
+        out = graph.graph_copy(self.gm.graph, {})
+        node = graph.output(out)
+        node.meta = dict(self.gm.graph.output_node().meta)
+        return fx.GraphModule(self.gm, graph)
+
+
+def capture(
+    fn: Callable[..., Any], *args: Any, dynamic: bool | None = False, **kwargs: Any
+) -> Captured:
+    """The graph that the backend would be given for ``fn(*args, **kwargs)``."""
+    found: list[Captured] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        gm = capture_attention(gm, PassContext())
+
+        def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            captured = Captured(aten, [])
+            found.append(captured)
+
+            def run(values: list[Any]) -> Any:
+                captured.inputs = list(values)
+                return aten(*values)
+
+            return run
+
+        return _pytorch.to_aten(gm, example_inputs, compile_graph)
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(fn, backend=backend, dynamic=dynamic)(*args, **kwargs)
+    torch._dynamo.reset()
+    found[-1].graphs = len(found)
+    return found[-1]
+
+
+@dataclass
+class Network:
+    """The collectives of `size` ranks that are threads of one process."""
+
+    size: int
+    broken: Break | None = None
+    """Replaces the all-to-all, for negative controls."""
+    calls: Counter = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.size, timeout=60)
+        self.slots: list[Any] = [None] * self.size
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        self.slots[rank] = value
+        self.barrier.wait()
+        values = list(self.slots)
+        self.barrier.wait()
+        return values
+
+    def run(self, rank: int, target: Any, args: Sequence[Any]) -> Tensor:
+        seen = self.exchange(rank, (target, args[0].shape, args[0]))
+        assert len({v[0] for v in seen}) == 1, f"ranks disagree on the collective: {seen}"
+        assert len({v[1] for v in seen}) == 1, f"ranks disagree on the size: {seen}"
+        values = [v[2] for v in seen]
+        if rank == 0:
+            self.calls[target._opname] += 1
+        if target is ALL_GATHER:
+            return torch.cat(values)
+        if target is ALL_REDUCE:
+            return torch.stack(values).sum(0)
+        assert target is ALL_TO_ALL
+        if self.broken:
+            return self.broken(rank, values)
+        return torch.cat([v.chunk(self.size)[rank] for v in values])
+
+
+class RankInterpreter(fx.Interpreter):
+    """Runs one rank's graph; collectives go through the network."""
+
+    def __init__(self, gm: fx.GraphModule, rank: int, network: Network) -> None:
+        super().__init__(gm)
+        self.rank, self.network = rank, network
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
+        if target in (ALL_TO_ALL, ALL_GATHER, ALL_REDUCE):
+            return self.network.run(self.rank, target, args)
+        if target is WAIT:
+            return args[0]
+        return super().call_function(target, args, kwargs)
+
+
+def compile_rank(
+    captured: Captured,
+    rank: int,
+    size: int,
+    config: Config | None = None,
+    passes: tuple[Pass, ...] = PASSES,
+) -> tuple[fx.GraphModule, PassContext]:
+    """The program of one rank."""
+    config = config or Config()
+    ctx = PassContext(
+        Topology(rank, size, "simulated", tuple(range(size))),
+        attention=config.attention,
+        on_unsharded=config.on_unsharded,
+    )
+    return compile_aten(captured.copy(), ctx, config, passes=passes), ctx
+
+
+def run_ranks(
+    programs: Sequence[fx.GraphModule], inputs: Sequence[Any], broken: Break | None = None
+) -> tuple[list[Any], Network]:
+    """Run one program a rank on the same inputs; the outputs of all ranks."""
+    network = Network(len(programs), broken)
+    outputs: list[Any] = [None] * len(programs)
+    errors: list[BaseException] = []
+
+    def rank_main(rank: int) -> None:
+        try:
+            with torch.no_grad():
+                outputs[rank] = RankInterpreter(programs[rank], rank, network).run(*inputs)
+        except BaseException as e:
+            errors.append(e)
+            network.barrier.abort()
+
+    threads = [threading.Thread(target=rank_main, args=(r,)) for r in range(len(programs))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    real = [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
+    if real or errors:
+        raise (real or errors)[0]
+    return outputs, network
+
+
+def simulate(
+    captured: Captured,
+    size: int,
+    config: Config | None = None,
+    broken: Break | None = None,
+) -> tuple[list[Any], list[fx.GraphModule], PassContext, Network]:
+    """Compile for `size` ranks and run them."""
+    compiled = [compile_rank(captured, r, size, config) for r in range(size)]
+    programs = [gm for gm, _ in compiled]
+    outputs, network = run_ranks(programs, captured.inputs, broken)
+    return outputs, programs, compiled[0][1], network

@@ -1,0 +1,123 @@
+"""The whole backend on real processes: FLUX, compiled by name, equal to eager."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from models import flux, flux_inputs
+from processes import run, values
+from toy import SelfAttention
+
+
+def collectives_of(call: Callable[[], Any]) -> dict[str, int]:
+    """The collectives that really run in a call, and anything that reads a value off a tensor."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    names = Counter(e.name for e in profile.events())
+    return {
+        name.split("::")[1]: count
+        for name, count in names.items()
+        if name.startswith(("_c10d_functional::", "c10d::")) or "aten::item" in name
+    }
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+def compile_flux(
+    rank: int, world: int, target: str, image: int, text: int, dynamic: bool | None
+) -> dict:
+    model = flux(1, 1, 3)
+    options = {"target": target}
+    compiled = torch.compile(
+        model, backend="ascend_sp", options=options, fullgraph=True, dynamic=dynamic
+    )
+    torch._dynamo.config.error_on_recompile = True
+    errors = []
+    for seed in (1, 2):
+        inputs = flux_inputs(2, image, text, seed=seed)
+        errors.append(error(compiled(**inputs)[0], model(**inputs)[0]))
+    calls = collectives_of(lambda: compiled(**inputs))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return {"errors": errors, "calls": calls, "graphs": graphs}
+
+
+@pytest.mark.parametrize(
+    ("world", "target", "image", "text", "dynamic"),
+    [
+        (2, "eager", 1023, 7, False),
+        pytest.param(4, "eager", 64, 8, False, marks=pytest.mark.slow),
+        pytest.param(4, "inductor", 1023, 7, False, marks=pytest.mark.slow),
+        (4, "eager", 1023, 7, False),
+        (2, "inductor", 33, 7, False),
+    ],
+)
+def test_flux(world: int, target: str, image: int, text: int, dynamic: bool | None) -> None:
+    for got in values(run(compile_flux, world, target, image, text, dynamic, timeout=280)):
+        assert max(got["errors"]) <= 1e-5
+        assert got["graphs"] == 1
+        assert got["calls"] == {
+            "all_to_all_single": 4 * 2,
+            "all_gather_into_tensor": 1,
+            "wait_tensor": 4 * 2 + 1,
+            # The same, one level down: what the process group was asked for.
+            "alltoall_base_": 4 * 2,
+            "allgather_into_tensor_coalesced_": 1,
+        }
+
+
+def resolutions(rank: int, world: int) -> list[float]:
+    """Automatic dynamic shapes: the third length must not compile again."""
+    model = SelfAttention(12, 3)
+    with torch.no_grad():
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
+    compiled = torch.compile(model, backend="ascend_sp", options={"target": "inductor"})
+    out = []
+    for length in (16, 21, 34, 40):
+        x = torch.randn(1, length, 12, generator=torch.Generator().manual_seed(length))
+        out.append(error(compiled(x), model(x)))
+    out.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    return out
+
+
+def test_new_lengths_compile_once_more_and_then_never_again() -> None:
+    for *errors, graphs in values(run(resolutions, 2, timeout=280)):
+        assert max(errors) <= 1e-5
+        assert graphs == 2
+
+
+def subgroup(rank: int, world: int) -> float:
+    """degree=2 on four ranks: two groups, each with its own input."""
+    torch.manual_seed(0)
+    model = SelfAttention(12, 3)
+    compiled = torch.compile(model, backend="ascend_sp", options={"target": "eager", "degree": 2})
+    x = torch.randn(1, 15, 12, generator=torch.Generator().manual_seed(rank // 2))
+    return error(compiled(x), model(x))
+
+
+def test_degree_smaller_than_the_world() -> None:
+    assert max(values(run(subgroup, 4))) <= 1e-5
+
+
+def mesh(rank: int, world: int) -> float:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.manual_seed(0)
+    model = SelfAttention(12, 3)
+    device_mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("sp", "dp"))
+    compiled = torch.compile(
+        model, backend="ascend_sp", options={"target": "eager", "mesh": device_mesh}
+    )
+    x = torch.randn(1, 15, 12, generator=torch.Generator().manual_seed(rank % 2))
+    return error(compiled(x), model(x))
+
+
+def test_mesh_with_a_sequence_dim() -> None:
+    assert max(values(run(mesh, 4))) <= 1e-5

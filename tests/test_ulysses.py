@@ -1,0 +1,157 @@
+"""Attention over a split sequence: every kind, any lengths, heads, ranks; and that a broken
+all-to-all is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from simulator import capture, simulate
+from toy import CrossAttention, JointAttention, SelfAttention
+
+RANKS = st.sampled_from([2, 3, 4, 8])
+TOLERANCE = 1e-5
+
+
+def worst(outputs: Sequence, reference: object) -> float:
+    """Largest difference over all ranks, relative to the largest value."""
+    flat = reference if isinstance(reference, tuple) else (reference,)
+    return max(
+        ((got - want).abs().max() / want.abs().max()).item()
+        for out in outputs
+        for got, want in zip(out, flat, strict=True)
+    )
+
+
+def check(
+    model: Callable, *args: object, ranks: int, all_to_alls: int, gathers: int = 1, **kwargs: object
+) -> None:
+    with torch.no_grad():
+        reference = model(*args, **kwargs)
+    captured = capture(model, *args, **kwargs)
+    outputs, _, ctx, network = simulate(captured, ranks)
+    notes = [str(n) for n in ctx.notes]
+    assert worst(outputs, reference) <= TOLERANCE, notes
+    assert network.calls["all_to_all_single"] == all_to_alls, notes
+    assert network.calls["all_gather_into_tensor"] == gathers, notes
+    assert sum(network.calls.values()) == all_to_alls + gathers, network.calls
+
+
+@settings(max_examples=6)
+@given(
+    batch=st.integers(1, 2),
+    length=st.integers(2, 40),
+    heads=st.sampled_from([1, 2, 3, 4, 6]),
+    ranks=RANKS,
+)
+def test_self_attention(batch: int, length: int, heads: int, ranks: int) -> None:
+    x = torch.randn(batch, length, 4 * heads)
+    check(SelfAttention(4 * heads, heads), x, ranks=ranks, all_to_alls=8)
+
+
+@settings(max_examples=6)
+@given(
+    batch=st.integers(1, 2),
+    image=st.integers(1, 30),
+    text=st.integers(1, 12),
+    heads=st.sampled_from([2, 3, 4]),
+    ranks=RANKS,
+)
+def test_joint_attention(batch: int, image: int, text: int, heads: int, ranks: int) -> None:
+    a, b = torch.randn(batch, image, 12), torch.randn(batch, text, 12)
+    check(JointAttention(12, heads), a, b, ranks=ranks, all_to_alls=8, gathers=2)
+
+
+@settings(max_examples=6)
+@given(
+    length=st.integers(2, 30),
+    ranks=RANKS,
+    heads_groups=st.sampled_from([(4, 2), (4, 1), (6, 3), (8, 4)]),
+)
+def test_grouped_heads(length: int, ranks: int, heads_groups: tuple[int, int]) -> None:
+    heads, groups = heads_groups
+    x = torch.randn(2, length, 4 * heads)
+    check(SelfAttention(4 * heads, heads, groups), x, ranks=ranks, all_to_alls=8)
+
+
+@settings(max_examples=6)
+@given(length=st.integers(2, 30), ranks=RANKS)
+def test_causal_attention(length: int, ranks: int) -> None:
+    x = torch.randn(1, length, 12)
+    check(SelfAttention(12, 3), x, None, True, ranks=ranks, all_to_alls=8)
+
+
+def masks(kind: str, batch: int, heads: int, length: int) -> Tensor:
+    shape = {
+        "B11S": (batch, 1, 1, length),
+        "B1SS": (batch, 1, length, length),
+        "BHSS": (batch, heads, length, length),
+        "SS": (length, length),
+        "1HSS": (1, heads, length, length),
+        "B1S1": (batch, 1, length, 1),
+    }[kind]
+    mask = torch.rand(shape) > 0.4
+    mask[..., 0] = True
+    return mask
+
+
+@settings(max_examples=10)
+@given(
+    kind=st.sampled_from(["B11S", "B1SS", "BHSS", "SS", "1HSS", "B1S1"]),
+    additive=st.booleans(),
+    image=st.integers(1, 16),
+    text=st.integers(1, 9),
+    heads=st.sampled_from([2, 3]),
+    ranks=RANKS,
+)
+def test_masks(kind: str, additive: bool, image: int, text: int, heads: int, ranks: int) -> None:
+    mask = masks(kind, 2, heads, image + text)
+    if additive:
+        mask = torch.where(mask, torch.rand(mask.shape), torch.tensor(-1e4))
+    a, b = torch.randn(2, image, 12), torch.randn(2, text, 12)
+    check(JointAttention(12, heads), a, b, mask, ranks=ranks, all_to_alls=8, gathers=2)
+
+
+@settings(max_examples=6)
+@given(
+    batch=st.integers(1, 2),
+    image=st.integers(2, 30),
+    text=st.integers(1, 12),
+    ranks=RANKS,
+    masked=st.sampled_from(["", "keys", "rows"]),
+)
+def test_cross_attention_with_whole_keys_costs_nothing(
+    batch: int, image: int, text: int, ranks: int, masked: str
+) -> None:
+    a, b = torch.randn(batch, image, 12), torch.randn(batch, text, 12)
+    rows = image if masked == "rows" else 1
+    mask = (torch.rand(batch, 1, rows, text) > 0.3) if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    check(CrossAttention(12, 3), a, b, mask, ranks=ranks, all_to_alls=4)
+
+
+def swapped(rank: int, values: Sequence[Tensor]) -> Tensor:
+    """An all-to-all that hands out the blocks in the wrong order."""
+    size = len(values)
+    return torch.cat([v.chunk(size)[rank] for v in reversed(values)])
+
+
+def missing(rank: int, values: Sequence[Tensor]) -> Tensor:
+    """An all-to-all that does nothing."""
+    return values[rank]
+
+
+@pytest.mark.parametrize("broken", [swapped, missing])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_broken_all_to_all_is_noticed(broken: Callable, ranks: int) -> None:
+    model, x = SelfAttention(12, 3), torch.randn(1, 13, 12)
+    with torch.no_grad():
+        reference = model(x)
+    outputs, *_ = simulate(capture(model, x), ranks, broken=broken)
+    assert worst(outputs, reference) > 1e-3

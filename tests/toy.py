@@ -1,0 +1,93 @@
+"""Small transformers that no library has: every kind of attention, and the ways to feed it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention with projections; context for cross attention."""
+
+    def __init__(self, dim: int, heads: int, groups: int | None = None) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size = heads, groups or heads, dim // heads
+        self.q = nn.Linear(dim, heads * self.size)
+        self.kv = nn.Linear(dim, 2 * self.groups * self.size)
+        self.out = nn.Linear(heads * self.size, dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        context = x if context is None else context
+        q = self.q(x).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+        k, v = self.kv(context).unflatten(-1, (2, self.groups, self.size)).unbind(2)
+        y = F.scaled_dot_product_attention(
+            q,
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=causal,
+            enable_gqa=self.groups != self.heads,
+        )
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Norm, attention, MLP."""
+
+    def __init__(self, dim: int, heads: int, groups: int | None = None) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads, groups)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        x = x + self.attention(self.norm1(x), *args, **kwargs)
+        return x + self.mlp(self.norm2(x))
+
+
+class SelfAttention(nn.Module):
+    """Two blocks over one sequence."""
+
+    def __init__(self, dim: int, heads: int, groups: int | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, heads, groups) for _ in range(2))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        for block in self.blocks:
+            x = block(x, None, mask, causal)
+        return x
+
+
+class JointAttention(nn.Module):
+    """Text and image in one sequence, apart again afterwards."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.text, self.image = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(2))
+
+    def forward(
+        self, image: Tensor, text: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        x = torch.cat([self.text(text), self.image(image)], 1)
+        for block in self.blocks:
+            x = block(x, None, mask)
+        return x[:, text.shape[1] :], x[:, : text.shape[1]]
+
+
+class CrossAttention(nn.Module):
+    """Self attention over the image, cross attention to the text."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.own, self.cross = Block(dim, heads), Block(dim, heads)
+
+    def forward(self, image: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.cross(self.own(image), text, mask)
