@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx
-from torch._logging import trace_structured
 
+from ascend_sp.compiler._pytorch import trace_log, trace_structured
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
@@ -54,6 +53,7 @@ class Dump:
         head = "".join(f"#   {count:5d}  {op}\n" for op, count in ops.most_common())
         gm.recompile()
         text = gm.print_readable(print_output=False, include_stride=True)
+        text = text.replace("class <lambda>(", "class Graph(", 1)  # AOTAutograd's name for it
         body = f"# after {name} ({seconds:.4f} s), {sum(ops.values())} ops\n{head}\n{text}\n"
         self.write(f"{step:02d}_{name}.py", body)
         self._trace(f"ascend_sp_{step:02d}_{name}", body)
@@ -90,7 +90,7 @@ class Dump:
 
 def trace_enabled() -> bool:
     """Whether PyTorch writes a structured trace (TORCH_TRACE)."""
-    return bool(torch._logging._internal.trace_log.handlers)
+    return bool(trace_log.handlers)
 
 
 def placement_table(gm: fx.GraphModule) -> str:

@@ -14,9 +14,9 @@ from ascend_sp.compiler.verify import verify
 from ascend_sp.passes.capture_attention import capture_attention
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.lower_attention import lower_attention
+from ascend_sp.passes.order_collectives import order_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
-from ascend_sp.passes.sink_waits import sink_waits
 from ascend_sp.passes.ulysses import ulysses
 from ascend_sp.runtime.errors import ConfigError
 
@@ -53,7 +53,7 @@ PASSES: tuple[Pass, ...] = (
     # From here on the graph is one rank's program.
     Pass(materialise_sharding, _facts("planned"), _facts("local")),
     Pass(ulysses, _facts("local"), _facts("attends whole sequences")),
-    Pass(sink_waits, _facts("local"), optional=True),
+    Pass(order_collectives, _facts("local"), optional=True),
     Pass(lower_attention, _facts("aten"), _facts("lowerable"), several_ranks=False),
 )
 

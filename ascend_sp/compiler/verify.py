@@ -5,9 +5,8 @@ from __future__ import annotations
 import sympy
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils import _pytree as pytree
 
+from ascend_sp.passes._pytorch import statically_known_true, tree_leaves
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import Emitter, same_strides
 from ascend_sp.passes.sharding.layout import local_shape
@@ -117,7 +116,7 @@ def _is_shape(value: torch.Tensor, wanted: tuple[Size, ...]) -> bool:
 
 
 def _tensors(value: object) -> list[torch.Tensor]:
-    return [x for x in pytree.tree_leaves(value) if isinstance(x, torch.Tensor)]
+    return [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
 
 
 def _broken(node: fx.Node, pass_name: str, what: str) -> VerificationError:

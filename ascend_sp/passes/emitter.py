@@ -9,21 +9,23 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import py_sym_types
-from torch.utils import _pytree as pytree
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
 
+from ascend_sp.passes._pytorch import (
+    FakeTensor,
+    FakeTensorMode,
+    OptimizedPythonReferenceAnalysis,
+    enable_python_dispatcher,
+    py_sym_types,
+    sympy_interp,
+    tree_leaves,
+    tree_map,
+)
 from ascend_sp.passes.sharding.sizes import Size, as_size
 
 aten = torch.ops.aten
 
 ORIGIN = "ascend_sp_origin"
 """Meta key: which pass made a node, and from which node of the user's program."""
-ROLE = "ascend_sp_role"
-"""Meta key: ``"unpack"`` on nodes that may sink to their first use with the wait before them."""
 
 
 class Emitter:
@@ -41,34 +43,29 @@ class Emitter:
         self._symbols: dict[sympy.Symbol, fx.Node] | None = None
         self._exprs: dict[sympy.Expr, fx.Node] = {}
         self._origin: fx.Node | None = None
-        self._role: str | None = None
 
     @contextmanager
-    def at(self, where: fx.Node, *, after: bool = False, role: str | None = None) -> Iterator[None]:
-        """Insert before (or after) `where`; new nodes take over its stack trace."""
-        before = self._origin, self._role
-        self._origin, self._role = where, role
-        place = self.graph.inserting_after if after else self.graph.inserting_before
+    def at(self, where: fx.Node, *, origin: fx.Node | None = None) -> Iterator[None]:
+        """Insert before `where`; new nodes take over the stack trace of `origin`, or of `where`."""
+        before, self._origin = self._origin, origin or where
         try:
-            with place(where):
+            with self.graph.inserting_before(where):
                 yield
         finally:
-            self._origin, self._role = before
+            self._origin = before
 
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """Append ``target(*args, **kwargs)`` at the current place.
 
         Arguments are nodes, plain values, or `Size`s, whose symbols become nodes.
         """
-        args, kwargs = pytree.tree_map(self.argument, (args, kwargs))
+        args, kwargs = tree_map(self.argument, (args, kwargs))
         node = self.graph.call_function(target, args, kwargs)
         if self._origin is not None:
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
                 if key in self._origin.meta:
                     node.meta[key] = self._origin.meta[key]
             node.meta[ORIGIN] = f"{self.pass_name}({self._origin.name})"
-        if self._role is not None:
-            node.meta[ROLE] = self._role
         try:
             self.refresh(node)
         except Exception:
@@ -201,7 +198,7 @@ def same_strides(shape: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> bo
 
 def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:
     for node in gm.graph.nodes:
-        for val in pytree.tree_leaves(node.meta.get("val")):
+        for val in tree_leaves(node.meta.get("val")):
             if isinstance(val, FakeTensor):
                 return val.fake_mode
     return FakeTensorMode()

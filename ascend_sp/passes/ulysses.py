@@ -74,7 +74,6 @@ class Expansion:
                 mask = self._heads_of_mask(mask, heads)
             out = e.call(attention, *rows, mask, causal, scale, gqa)
             back = self._return(out, ordered_queries)
-        with e.at(self.node, role="unpack"):
             result = self._unpack(collectives.wait(e, back), out, heads)
             result = e.restride(result, self.node.meta["val"].stride())
         result.meta[PLACEMENTS] = self.node.meta[PLACEMENTS]
@@ -93,11 +92,9 @@ class Expansion:
         """``[B, G, c, D] -> [B, H, c, D]``: each head of keys once for each of its query heads."""
         b, g, c, d = as_shape_of(x)
         times = divide(heads, g)
-        with self.e.at(x, after=True):
+        with self.e.at(_next(x), origin=self.node):
             grown = self.e.call(aten.unsqueeze.default, x, 2)
-        with self.e.at(grown, after=True):
             grown = self.e.call(aten.expand.default, grown, [b, g, times, c, d])
-        with self.e.at(grown, after=True):
             return self.e.call(aten.reshape.default, grown, [b, heads, c, d])
 
     def _start(self, x: fx.Node) -> fx.Node:
@@ -105,7 +102,7 @@ class Expansion:
         e, p = self.e, self.topology.size
         b, h, c, d = as_shape_of(x)
         share = ceil_div(h, p)
-        with e.at(_next(x)):
+        with e.at(_next(x), origin=self.node):
             padded = e.pad_end(x, 1, share * p - h)
             blocks = e.permute(e.view(padded, (b, p, share, c, d)), (1, 0, 3, 2, 4))
             return collectives.all_to_all(e, blocks, self.topology)

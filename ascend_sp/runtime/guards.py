@@ -10,12 +10,11 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
 
+from ascend_sp.runtime._pytorch import Store, group_by_name, store_of, wait_for
 from ascend_sp.runtime.errors import CollectiveError, RankMismatchError, TopologyError
 from ascend_sp.runtime.topology import Topology
 
@@ -30,7 +29,7 @@ def find_group(topology: Topology) -> dist.ProcessGroup:
         TopologyError: it is gone.
     """
     try:
-        return c10d._resolve_process_group(topology.group_name)  # type: ignore[arg-type]
+        return group_by_name(topology.group_name)
     except Exception as e:
         raise TopologyError(
             f"process group {topology.group_name!r} (ranks {list(topology.ranks)}), which this "
@@ -39,9 +38,8 @@ def find_group(topology: Topology) -> dist.ProcessGroup:
         ) from e
 
 
-def _store(topology: Topology) -> c10d.Store:
-    store = find_group(topology).get_group_store()
-    return c10d.PrefixStore("ascend_sp", store)
+def _store(topology: Topology) -> Store:
+    return store_of(find_group(topology), "ascend_sp")
 
 
 def agree(topology: Topology, program: dict[str, Any], timeout: float) -> None:
@@ -62,7 +60,7 @@ def agree(topology: Topology, program: dict[str, Any], timeout: float) -> None:
     n = next(_compiles[topology.group_name, group])
     keys = [f"compile/{n}/{r}" for r in range(topology.size)]
     store.set(keys[topology.rank], json.dumps(program, default=str))
-    missing = _wait(store, keys, timeout)
+    missing = _missing(store, keys, timeout)
     if missing:
         who = [topology.ranks[r] for r in missing]
         text = (
@@ -85,12 +83,10 @@ def agree(topology: Topology, program: dict[str, Any], timeout: float) -> None:
         raise RankMismatchError(text)
 
 
-def _wait(store: c10d.Store, keys: Sequence[str], timeout: float) -> list[int]:
-    try:
-        store.wait(list(keys), timedelta(seconds=timeout))
+def _missing(store: Store, keys: list[str], timeout: float) -> list[int]:
+    if wait_for(store, keys, timeout):
         return []
-    except Exception:  # the store's own timeout error differs between its kinds
-        return [i for i, k in enumerate(keys) if not store.check([k])]
+    return [i for i, k in enumerate(keys) if not store.check([k])]
 
 
 def _differences(programs: list[dict[str, Any]], topology: Topology) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
+from ascend_sp.passes._pytorch import tree_map
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.emitter import Emitter
 from ascend_sp.passes.sharding import redistribute
@@ -140,7 +140,8 @@ class Materialiser:
         for placement, node in have:
             if same(self.global_shapes[x][0], placement, want):
                 return node
-        with self.emit.at(user):
+        origin = x if "stack_trace" in x.meta else user
+        with self.emit.at(user, origin=origin):
             node = self._make(x, want, user, why)
         have.append((want, node))
         node.meta[PLACEMENTS] = (want,)
@@ -179,7 +180,7 @@ class Materialiser:
             )
             return next(queue) if is_tensor else value
 
-        node.args, node.kwargs = pytree.tree_map(swap, (node.args, node.kwargs))
+        node.args, node.kwargs = tree_map(swap, (node.args, node.kwargs))
 
     def _localise_arguments(self, node: fx.Node, changes: dict[int, Any]) -> None:
         if not changes:
@@ -192,7 +193,7 @@ class Materialiser:
                 name = schema[len(args)].name
                 args.append(kwargs.pop(name, schema[len(args)].default_value))
             kwargs.pop(schema[position].name, None)
-            local = pytree.tree_map(self.emit.argument, value)
+            local = tree_map(self.emit.argument, value)
             args[position : position + 1] = [local]
         node.args, node.kwargs = tuple(args), kwargs
 

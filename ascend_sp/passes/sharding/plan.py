@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
+from ascend_sp.passes._pytorch import tree_leaves, tree_map
 from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
 from ascend_sp.passes.sharding.rules import Call, Local, Operand, Reshard, Unsupported
 from ascend_sp.passes.sharding.sizes import Size, as_shape, as_size
@@ -36,7 +36,7 @@ class Plan:
 
 def tensors(node: fx.Node) -> list[torch.Tensor]:
     """The fake tensors that `node` yields."""
-    leaves = pytree.tree_leaves(node.meta.get("val"))
+    leaves = tree_leaves(node.meta.get("val"))
     return [x for x in leaves if isinstance(x, torch.Tensor)]
 
 
@@ -47,7 +47,7 @@ def shapes(node: fx.Node) -> tuple[tuple[Size, ...], ...]:
 
 def operand_nodes(node: fx.Node) -> list[fx.Node]:
     """The nodes that are tensor arguments of `node`, in pytree order, repeats included."""
-    leaves = pytree.tree_leaves((node.args, node.kwargs))
+    leaves = tree_leaves((node.args, node.kwargs))
     return [
         x for x in leaves if isinstance(x, fx.Node) and isinstance(x.meta.get("val"), torch.Tensor)
     ]
@@ -74,5 +74,5 @@ def call_of(node: fx.Node, placement: Callable[[int, fx.Node], Placement], world
             return Operand(as_shape(val.shape), placement(i, value), i)
         return as_size(val) if isinstance(val, (int, torch.SymInt)) else val
 
-    args, kwargs = pytree.tree_map(argument, (node.args, node.kwargs))
+    args, kwargs = tree_map(argument, (node.args, node.kwargs))
     return Call(node.target, tuple(args), dict(kwargs), shapes(node), world)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from ascend_sp.passes._pytorch import OpOverload
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard, same
 from ascend_sp.passes.sharding.plan import (
@@ -92,7 +93,7 @@ def visit(plan: Plan, node: fx.Node) -> None:
 
 
 def _ask(plan: Plan, node: fx.Node) -> Local | Reshard | Unsupported:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return Unsupported(f"{node.target} is not an ATen op")
     return answer(call_of(node, lambda _, x: _seen(plan, x), plan.world))
 

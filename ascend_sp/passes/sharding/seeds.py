@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import fx
 
+from ascend_sp.passes._pytorch import OpOverload
 from ascend_sp.passes.sharding.layout import REPLICATE, Sequence, Shard
 from ascend_sp.passes.sharding.plan import Plan, call_of, is_getitem, operand_nodes, shapes
 from ascend_sp.passes.sharding.rules import Local, answer
@@ -56,7 +56,7 @@ def _sources(
     plan: Plan, node: fx.Node, target: Shard, output: int, static_inputs: frozenset[str]
 ) -> list[tuple[fx.Node, Shard]]:
     """Operands of `node`, and how to split them so that result `output` is split as `target`."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return []
     operands = operand_nodes(node)
     for i in _by_weight(operands, static_inputs):

@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv
+
+from ascend_sp.passes._pytorch import FloorDiv
 
 Size: TypeAlias = "int | sympy.Expr"
 

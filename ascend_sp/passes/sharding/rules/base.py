@@ -16,13 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
-from torch.utils import _pytree as pytree
-
+from ascend_sp.passes._pytorch import OpOverload, tree_leaves
 from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
 from ascend_sp.passes.sharding.sizes import Size, product
-
-OpOverload = torch._ops.OpOverload
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Call:
     @property
     def operands(self) -> list[Operand]:
         """The tensor arguments in pytree order."""
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        leaves = tree_leaves((self.args, dict(self.kwargs)))
         return [x for x in leaves if isinstance(x, Operand)]
 
     @property

@@ -1,0 +1,30 @@
+"""The private PyTorch that the runtime stands on: groups by name, and their stores.
+
+`tests/test_pytorch_pins.py` fails when PyTorch moves any of it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store, _resolve_process_group
+
+
+def group_by_name(name: str) -> dist.ProcessGroup:
+    """The process group that functional collectives know as `name`; raises if there is none."""
+    return _resolve_process_group(name)  # type: ignore[arg-type]
+
+
+def store_of(group: dist.ProcessGroup, prefix: str) -> Store:
+    """The key-value store that the ranks of `group` share, under a prefix of our own."""
+    return PrefixStore(prefix, group.get_group_store())
+
+
+def wait_for(store: Store, keys: list[str], seconds: float) -> bool:
+    """Whether all `keys` are set within `seconds`."""
+    try:
+        store.wait(keys, timedelta(seconds=seconds))
+    except Exception:  # each kind of store has its own timeout error
+        return False
+    return True

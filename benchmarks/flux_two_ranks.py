@@ -1,0 +1,164 @@
+"""One rank with Inductor against several with ascend_sp, alternating, in one process group.
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/flux_two_ranks.py
+
+A FLUX of 2 + 4 blocks, 8 heads of 128, 1024 image and 128 text tokens, fp32, one thread a rank. In
+each round every rank first runs ascend_sp's program with the others, then rank 0 runs Inductor's
+program of the whole model alone while the others sleep. Printed are medians over the rounds of
+wall time and of each process's CPU time, and the ratios of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from diffusers import FluxTransformer2DModel
+from torch._inductor.utils import run_and_get_code
+
+TEXT_DIM, POOLED_DIM = 1024, 512
+
+
+def build(args: argparse.Namespace) -> tuple[torch.nn.Module, dict]:
+    """The model and its inputs, the same on every rank."""
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=args.double,
+        num_single_layers=args.single,
+        attention_head_dim=128,
+        num_attention_heads=args.heads,
+        joint_attention_dim=TEXT_DIM,
+        pooled_projection_dim=POOLED_DIM,
+        guidance_embeds=True,
+    ).eval()
+    side = max(1, round(args.image**0.5))
+    place = torch.arange(args.image)
+    ids = torch.stack([torch.zeros(args.image), place // side, place % side], 1)
+    inputs = {
+        "hidden_states": torch.randn(1, args.image, 64),
+        "encoder_hidden_states": torch.randn(1, args.text, TEXT_DIM),
+        "pooled_projections": torch.randn(1, POOLED_DIM),
+        "timestep": torch.tensor([0.7]),
+        "guidance": torch.tensor([3.5]),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(args.text, 3),
+        "return_dict": False,
+    }
+    return model, inputs
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall and process-CPU seconds of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def lone_copies(code: str) -> list[str]:
+    """Kernels of Inductor's output that only move data, and feed or unpack an all-to-all.
+
+    A kernel counts if it has loads and stores and no arithmetic on values in between.
+    """
+    kernels = dict(
+        re.findall(r"(cpp_fused_\w+) = async_compile\.cpp_pybinding\(.*?'''(.*?)'''", code, re.S)
+    )
+    pure = []
+    for name, body in kernels.items():
+        values = re.findall(r"auto (tmp\d+) = (.+?);", body)
+        moves = [v for _, v in values if re.match(r"(at::vec|in_ptr|static_cast<\w+>\(\w*ptr)", v)]
+        if values and len(moves) == len(values) and "atomic" not in body:
+            pure.append(name)
+    lines = [line.strip() for line in code.split("def call")[-1].splitlines()]
+    near: list[str] = []
+    for i, line in enumerate(lines):
+        called = re.match(r"(cpp_fused_\w+)\((.*)\)", line)
+        if called and called[1] in pure:
+            buffers = set(re.findall(r"\b(buf\d+)\b", called[2]))
+            around = [x for x in lines if "all_to_all" in x or "wait_tensor" in x]
+            if any(b in x for b in buffers for x in around):
+                near.append(f"{called[1]} (line {i})")
+    return near
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("double", 2), ("single", 4), ("heads", 8), ("image", 1024)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--text", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=10)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    rank, world = dist.get_rank(), dist.get_world_size()
+    # One core a rank, the same for both programs.
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= world:
+        os.sched_setaffinity(0, {cores[rank]})
+
+    model, inputs = build(args)
+    whole = torch.compile(model, backend="inductor", fullgraph=True, dynamic=False)
+    shared = torch.compile(model, backend="ascend_sp", fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        got, sources = run_and_get_code(lambda: shared(**inputs)[0])
+        error = 0.0
+        if rank == 0:
+            want = whole(**inputs)[0]
+            error = ((got - want).abs().max() / want.abs().max()).item()
+        shared_times, whole_times = [], []
+        for round_ in range(args.rounds + 1):
+            dist.barrier()
+            pair = timed(lambda: shared(**inputs))
+            dist.barrier()
+            alone = timed(lambda: whole(**inputs)) if rank == 0 else (0.0, 0.0)
+            dist.barrier()
+            if round_:  # the first round warms up
+                shared_times.append(pair)
+                whole_times.append(alone)
+    everyone: list = [None] * world
+    dist.all_gather_object(everyone, (shared_times, whole_times))
+    if rank == 0:
+        report(args, everyone, error, "\n".join(sources))
+    dist.destroy_process_group()
+
+
+def report(args: argparse.Namespace, everyone: list, error: float, code: str) -> None:
+    """Print medians and ratios."""
+
+    def median(values: list[float]) -> float:
+        return statistics.median(values)
+
+    attentions = args.double + args.single
+    print(
+        f"FLUX {args.double}+{args.single} blocks, {args.heads} heads of 128, {args.image} + "
+        f"{args.text} tokens, fp32; {args.rounds} alternating rounds; difference {error:.1e}"
+    )
+    print("ratios to one rank with Inductor, round by round: median (smallest .. largest)")
+    print("                          wall                    CPU of the process")
+    for rank, (times, _) in enumerate(everyone):
+        rounds = list(zip(times, everyone[0][1], strict=True))
+        wall = [a / b for (a, _), (b, _) in rounds]
+        cpu = [a / b for (_, a), (_, b) in rounds]
+        print(
+            f"ascend_sp, rank {rank} of {len(everyone)}     "
+            f"{median(wall):.3f} ({min(wall):.3f} .. {max(wall):.3f})   "
+            f"{median(cpu):.3f} ({min(cpu):.3f} .. {max(cpu):.3f})"
+        )
+    copies = lone_copies(code)
+    print(
+        f"copies that stand alone around all-to-alls: {len(copies)} for {attentions} attentions "
+        f"({len(copies) / attentions:.2f} each)"
+    )
+    for name in copies:
+        print("  ", name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The private PyTorch that ascend_sp stands on is where it was, and is used where we say."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import torch
+
+import ascend_sp
+
+PACKAGE = Path(ascend_sp.__file__).parent
+# Modules that may import names of torch that start with an underscore.
+ALLOWED = {"compiler/_pytorch.py", "passes/_pytorch.py", "runtime/_pytorch.py"}
+
+
+def test_private_names_stay_in_their_modules() -> None:
+    private = re.compile(
+        r"^\s*(from|import) torch\S*\._|^\s*from torch\S* import _|\bc10d\._|torch\._(?!C\b|_)",
+        re.M,
+    )
+    found = {
+        str(f.relative_to(PACKAGE)) for f in PACKAGE.rglob("*.py") if private.search(f.read_text())
+    }
+    assert found <= ALLOWED
+
+
+def test_layers_do_not_look_up() -> None:
+    for layer, forbidden in (("runtime", ("passes", "compiler")), ("passes", ("compiler",))):
+        for file in (PACKAGE / layer).rglob("*.py"):
+            for other in forbidden:
+                assert f"ascend_sp.{other}" not in file.read_text(), file
+
+
+def test_no_model_is_known_by_name() -> None:
+    names = re.compile(r"flux|qwen|z.?image|wan\b|transformer_blocks|to_q\b|Transformer2D", re.I)
+    for file in PACKAGE.rglob("*.py"):
+        assert not names.search(file.read_text()), file
+
+
+def test_collectives_have_the_schemas_that_we_emit() -> None:
+    ops = torch.ops._c10d_functional
+    schemas = {
+        "all_to_all_single": ["input", "output_split_sizes", "input_split_sizes", "group_name"],
+        "all_gather_into_tensor": ["input", "group_size", "group_name"],
+        "all_reduce": ["input", "reduce_op", "group_name"],
+        "wait_tensor": ["tensor"],
+    }
+    for name, arguments in schemas.items():
+        assert [a.name for a in getattr(ops, name).default._schema.arguments] == arguments
+
+
+def test_compile_fx_and_the_metadata_that_it_reads() -> None:
+    from torch._functorch._aot_autograd import frontend_utils
+    from torch._inductor.compile_fx import compile_fx
+
+    assert list(inspect.signature(compile_fx).parameters)[:2] == ["model_", "example_inputs_"]
+    source = inspect.getsource(frontend_utils._try_get_metadata_from_dynamo)
+    for name in ("dynamo_compile_id", "_param_name_to_source", "_dynamo_source", "tensor_dict"):
+        assert name in source
+    assert "_dynamo_static_input_type" in source
+
+
+def test_static_inputs_reach_inductor() -> None:
+    """Parameters are known as such behind both AOTAutograds."""
+    import torch._inductor.compile_fx as module
+    from torch._inductor.utils import fresh_cache
+
+    seen: list[list[int]] = []
+    original = module.get_static_input_idxs
+
+    def spy(fixed: int) -> list[int]:
+        seen.append(list(original(fixed)))
+        return seen[-1]
+
+    module.get_static_input_idxs = spy
+    try:
+        with torch.no_grad(), fresh_cache():
+            model = torch.nn.Linear(3, 5)
+            torch.compile(model, backend="ascend_sp")(torch.randn(2, 3))
+    finally:
+        module.get_static_input_idxs = original
+    assert [sorted(s) for s in seen] == [[0, 1]]
+
+
+def test_store_of_a_group_is_reachable() -> None:
+    assert hasattr(torch.distributed.ProcessGroup, "get_group_store")
+    assert hasattr(torch.distributed.distributed_c10d, "_resolve_process_group")
+
+
+def test_fake_values_of_symbolic_sizes() -> None:
+    """Padding by a symbolic amount needs the Python meta kernels."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    from ascend_sp.passes._pytorch import FakeTensorMode, enable_python_dispatcher
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    x = mode.from_tensor(torch.empty(5, 3))
+    with mode, enable_python_dispatcher():
+        n = x.shape[0]
+        assert torch.ops.aten.constant_pad_nd(x, [0, 0, 0, -n % 4]).shape[1] == 3
