@@ -78,8 +78,10 @@ def inductor(
         node._dynamo_source = None
         if i in set(static_inputs):
             node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+    # Inductor would move waits up to free memory earlier; our order of collectives must stand.
+    patches = {"reorder_for_peak_memory": False} if _communicates(gm) else None
     with own_tracing_context(inputs):
-        compiled = compile_fx(gm, list(inputs))
+        compiled = compile_fx(gm, list(inputs), config_patches=patches)
 
     def run(args: list[Any]) -> Sequence[Any]:
         values = tuple(args)
@@ -87,3 +89,7 @@ def inductor(
         return compiled(*values)  # type: ignore[operator]
 
     return run
+
+
+def _communicates(gm: fx.GraphModule) -> bool:
+    return any(getattr(n.target, "namespace", "") == "_c10d_functional" for n in gm.graph.nodes)
