@@ -78,8 +78,9 @@ def inductor(
         node._dynamo_source = None
         if i in set(static_inputs):
             node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-    # Inductor would move waits up to free memory earlier; our order of collectives must stand.
-    patches = {"reorder_for_peak_memory": False} if _communicates(gm) else None
+    # Inductor would move waits up and work down, for memory and locality; our order must stand.
+    order = {"reorder_for_peak_memory": False, "reorder_for_locality": False}
+    patches = order if _communicates(gm) else None
     with own_tracing_context(inputs):
         compiled = compile_fx(gm, list(inputs), config_patches=patches)
 
