@@ -11,9 +11,13 @@ fixed random weights. The run of one process, eager, is compared with the compil
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections import Counter
 from typing import Any
+
+# Before the import: the libraries warn about optional packages while they load.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from diffusers import (

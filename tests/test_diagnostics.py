@@ -32,6 +32,7 @@ def test_dump(tmp_path: Path) -> None:
             "04_order_collectives.py",
             "05_lower_attention.py",
             "collectives.json",
+            "compile_time.json",
             "placements.txt",
             "summary.md",
         ]
@@ -46,7 +47,9 @@ def test_dump(tmp_path: Path) -> None:
         assert "8 all_to_all_single, 1 all_gather_into_tensor" in summary
         assert "## Attention (2)" in summary
         assert "S(2: [7+17])" in summary
-        assert "lowering:" in summary
+        assert {"ulysses", "verify", "lowering"} <= set(
+            json.loads((folder / "compile_time.json").read_text())
+        )
         placements = (folder / "placements.txt").read_text()
         assert "S(1: [17])" in placements
         assert "transformer_flux.py" in placements

@@ -19,7 +19,7 @@ from ascend_sp.passes.sharding.layout import (
     reshaped,
     same,
 )
-from ascend_sp.passes.sharding.sizes import (
+from ascend_sp.passes.sizes import (
     as_shape,
     as_size,
     ceil_div,

@@ -55,6 +55,7 @@ def ascend_sp(
     topology = resolve(
         config.degree, config.mesh, _device_type(example_inputs), config.sequence_parallel
     )
+    start = time.perf_counter()
     ctx = PassContext(topology, attention=config.attention, on_unsharded=config.on_unsharded)
     gm = capture_attention(gm, ctx)
 
@@ -66,25 +67,30 @@ def ascend_sp(
             on_unsharded=config.on_unsharded,
             static_inputs=_names(aten, _pytorch.static_input_indices()),
         )
-        return _compile(aten, inputs, own, config)
+        return _compile(aten, inputs, own, config, {"AOTAutograd": time.perf_counter() - start})
 
     return _pytorch.to_aten(gm, example_inputs, compile_graph)
 
 
 def _compile(
-    gm: fx.GraphModule, inputs: Sequence[Any], ctx: PassContext, config: Config
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    ctx: PassContext,
+    config: Config,
+    times: dict[str, float],
 ) -> Callable[[list[Any]], Sequence[Any]]:
     dump = Dump.create(config.dump_dir, ctx.topology.ranks[ctx.topology.rank])
+    dump.times |= times
     static = _pytorch.static_input_indices()
     try:
         if config.check_ranks:
-            guards.agree(ctx.topology, _program(gm, config), config.check_timeout)
+            with dump.timed("check_ranks"):
+                guards.agree(ctx.topology, _program(gm, config), config.check_timeout)
         gm = compile_aten(gm, ctx, config, dump)
         dump.finish(gm, ctx, config.described())
-        start = time.perf_counter()
-        run = targets.choose(config.target)(gm, inputs, static)
-        dump.times["lowering"] = time.perf_counter() - start
-        dump.finish(gm, ctx, config.described())
+        with dump.timed("lowering"):
+            run = targets.choose(config.target)(gm, inputs, static)
+        dump.finish_times()
     except Exception as e:
         if ctx.topology.size > 1:
             guards.announce_failure(ctx.topology, str(e))

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +46,17 @@ class Dump:
             dump.folder = Path(root) / f"graph_{dump.number}" / f"rank_{rank}"
         return dump
 
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Note how long a phase takes, besides the passes."""
+        start = time.perf_counter()
+        yield
+        self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - start
+
     def graph(self, gm: fx.GraphModule, name: str, seconds: float) -> None:
         """Write the graph after a pass."""
-        self.times[name] = seconds
+        if seconds:
+            self.times[name] = seconds
         step, self._steps = self._steps, self._steps + 1
         if self.folder is None and not trace_enabled():
             return
@@ -65,9 +76,13 @@ class Dump:
         self.write("placements.txt", placement_table(gm))
         rows = collectives(gm)
         self.write("collectives.json", json.dumps(rows, indent=1))
-        text = summary(ctx, rows, self.times, options)
+        text = summary(ctx, rows, options)
         self.write("summary.md", text)
         self._trace("ascend_sp_summary", text)
+
+    def finish_times(self) -> None:
+        """Write what took how long, once lowering is done."""
+        self.write("compile_time.json", json.dumps(self.times, indent=1))
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, if there is a folder and it can be written."""
@@ -131,9 +146,7 @@ def collectives(gm: fx.GraphModule) -> list[dict[str, Any]]:
     return rows
 
 
-def summary(
-    ctx: PassContext, rows: list[dict[str, Any]], times: dict[str, float], options: dict[str, str]
-) -> str:
+def summary(ctx: PassContext, rows: list[dict[str, Any]], options: dict[str, str]) -> str:
     """The page to read first, as Markdown."""
     t = ctx.topology
     count = Counter(row["op"] for row in rows)
@@ -155,6 +168,5 @@ def summary(
         notes = [n for n in ctx.notes if n.kind == kind]
         if notes:
             lines += [f"## {title} ({len(notes)})", "", *(f"- {n}" for n in notes), ""]
-    lines += ["## Compile time", "", *(f"- {k}: {v:.4f} s" for k, v in times.items()), ""]
     lines += ["## Options", "", *(f"- {k} = {v}" for k, v in options.items()), ""]
     return "\n".join(lines)

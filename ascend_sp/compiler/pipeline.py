@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import fx
@@ -101,7 +102,8 @@ def compile_aten(
         gm.graph.eliminate_dead_code()
         spent = time.perf_counter() - start
         if config.verify:
-            verify(gm, ctx, p.name)
+            with dump.timed("verify") if dump else nullcontext():
+                verify(gm, ctx, p.name)
         facts |= p.ensures
         if dump:
             dump.graph(gm, p.name, spent)

@@ -11,7 +11,7 @@ from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import Emitter, same_strides
 from ascend_sp.passes.sharding.layout import local_shape
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
-from ascend_sp.passes.sharding.sizes import Size, as_shape, same_shape
+from ascend_sp.passes.sizes import Size, as_shape, same_shape
 from ascend_sp.runtime.errors import VerificationError
 
 

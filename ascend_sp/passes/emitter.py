@@ -20,7 +20,7 @@ from ascend_sp.passes._pytorch import (
     tree_leaves,
     tree_map,
 )
-from ascend_sp.passes.sharding.sizes import Size, as_size
+from ascend_sp.passes.sizes import Size, as_size
 
 aten = torch.ops.aten
 

@@ -23,7 +23,7 @@ from ascend_sp.passes.emitter import Emitter, as_shape_of
 from ascend_sp.passes.sharding.layout import Sequence
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, INPUTS, PLACEMENTS
 from ascend_sp.passes.sharding.redistribute import by_rank, in_order
-from ascend_sp.passes.sharding.sizes import Size, ceil_div, divide
+from ascend_sp.passes.sizes import Size, ceil_div, divide
 from ascend_sp.runtime import collectives
 from ascend_sp.runtime.ops import attention, split_attention
 from ascend_sp.runtime.topology import Topology

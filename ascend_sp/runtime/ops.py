@@ -13,8 +13,7 @@ from torch import Tensor
 NAMESPACE = "ascend_sp"
 
 
-@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
-def _attention(
+def _sdpa(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -23,28 +22,14 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    # A custom op may not return an alias of its input, and SDPA never does.
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
     )
 
 
-@_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    # Through SDPA itself, so that the strides are those of the kernel that will run.
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
-
-
+_attention = torch.library.custom_op(f"{NAMESPACE}::attention", _sdpa, mutates_args=())
+# On fakes too, so that the strides are those of the kernel that will run.
+_attention.register_fake(_sdpa)
 attention = torch.ops.ascend_sp.attention.default
 """``attention(q, k, v, attn_mask=None, is_causal=False, scale=None, enable_gqa=False) -> Tensor``.
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from ascend_sp.passes.sharding.sizes import Size, ceil_div, divide, equal, product, total
+from ascend_sp.passes.sizes import Size, ceil_div, divide, equal, product, total
 
 
 @dataclass(frozen=True)

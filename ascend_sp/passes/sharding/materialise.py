@@ -19,7 +19,7 @@ from ascend_sp.passes.sharding import redistribute
 from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Partial, Placement, Shard, same
 from ascend_sp.passes.sharding.plan import Plan, operand_nodes, shapes
 from ascend_sp.passes.sharding.propagate import PLAN
-from ascend_sp.passes.sharding.sizes import as_size
+from ascend_sp.passes.sizes import as_size
 
 PLACEMENTS = "ascend_sp_placements"
 """Meta key: the placement of each tensor that a node yields."""

@@ -10,7 +10,7 @@ from torch import fx
 
 from ascend_sp.passes.emitter import Emitter, as_shape_of
 from ascend_sp.passes.sharding.layout import Sequence, Shard
-from ascend_sp.passes.sharding.sizes import Size, product
+from ascend_sp.passes.sizes import Size, product
 from ascend_sp.runtime import collectives
 from ascend_sp.runtime.topology import Topology
 

@@ -16,7 +16,7 @@ from ascend_sp.passes.sharding.layout import REPLICATE, Sequence, Shard
 from ascend_sp.passes.sharding.plan import Plan, call_of, is_getitem, operand_nodes, shapes
 from ascend_sp.passes.sharding.rules import Local, answer
 from ascend_sp.passes.sharding.rules.attention import SEQ
-from ascend_sp.passes.sharding.sizes import Size, divide, equal
+from ascend_sp.passes.sizes import Size, divide, equal
 
 
 def find_seeds(

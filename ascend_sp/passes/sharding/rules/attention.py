@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Sequence, Shard, at_dim
 from ascend_sp.passes.sharding.rules.base import Answer, Call, Local, Operand, Unsupported, rule
-from ascend_sp.passes.sharding.sizes import equal
+from ascend_sp.passes.sizes import equal
 from ascend_sp.runtime.ops import attention as attention_op
 from ascend_sp.runtime.ops import split_attention
 

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from ascend_sp.passes._pytorch import OpOverload, tree_leaves
 from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
-from ascend_sp.passes.sharding.sizes import Size, product
+from ascend_sp.passes.sizes import Size, product
 
 
 @dataclass(frozen=True)

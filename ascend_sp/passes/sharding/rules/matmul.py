@@ -14,7 +14,7 @@ from ascend_sp.passes.sharding.rules.base import (
     can_zero_padding,
     rule,
 )
-from ascend_sp.passes.sharding.sizes import equal
+from ascend_sp.passes.sizes import equal
 
 aten = torch.ops.aten
 

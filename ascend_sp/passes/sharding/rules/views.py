@@ -24,7 +24,7 @@ from ascend_sp.passes.sharding.rules.base import (
     rule,
     unary,
 )
-from ascend_sp.passes.sharding.sizes import Size, as_size, equal, total
+from ascend_sp.passes.sizes import Size, as_size, equal, total
 
 aten = torch.ops.aten
 
