@@ -3,14 +3,15 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/flux_two_ranks.py
 
 A FLUX of 2 + 4 blocks, 8 heads of 128, 1024 image and 128 text tokens, fp32, one thread a rank. In
-each round every rank first runs ascend_sp's program with the others, then rank 0 runs Inductor's
-program of the whole model alone while the others sleep. Printed are medians over the rounds of
-wall time and of each process's CPU time, and the ratios of both.
+each round every rank runs ascend_sp's program with the others, and rank 0 runs Inductor's program
+of the whole model alone while the others wait, in turns. Printed are the ratios round by round, of
+wall time and of each process's CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import re
 import statistics
@@ -24,6 +25,7 @@ from diffusers import FluxTransformer2DModel
 from torch._inductor.utils import run_and_get_code
 
 TEXT_DIM, POOLED_DIM = 1024, 512
+ALONE = "Inductor, one rank"
 
 
 def build(args: argparse.Namespace) -> tuple[torch.nn.Module, dict]:
@@ -81,39 +83,58 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--text", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--peer", action="store_true", help="diffusers' context parallelism too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank, world = dist.get_rank(), dist.get_world_size()
-    # One core a rank, the same for both programs.
+    # One core a rank, the same for all programs.
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) >= world:
         os.sched_setaffinity(0, {cores[rank]})
 
     model, inputs = build(args)
     whole = torch.compile(model, backend="inductor", fullgraph=True, dynamic=False)
-    shared = torch.compile(model, backend="ascend_sp", fullgraph=True, dynamic=False)
+    programs = {
+        "ascend_sp": torch.compile(model, backend="ascend_sp", fullgraph=True, dynamic=False)
+    }
+    if args.peer:
+        programs["diffusers CP, Inductor"] = peer(model, world)
     with torch.no_grad():
-        got, sources = run_and_get_code(lambda: shared(**inputs)[0])
+        got, sources = run_and_get_code(lambda: programs["ascend_sp"](**inputs)[0])
         error = 0.0
         if rank == 0:
             want = whole(**inputs)[0]
             error = ((got - want).abs().max() / want.abs().max()).item()
-        shared_times, whole_times = [], []
+        times: dict[str, list] = {name: [] for name in (*programs, ALONE)}
         for round_ in range(args.rounds + 1):
-            dist.barrier()
-            pair = timed(lambda: shared(**inputs))
-            dist.barrier()
-            alone = timed(lambda: whole(**inputs)) if rank == 0 else (0.0, 0.0)
-            dist.barrier()
-            if round_:  # the first round warms up
-                shared_times.append(pair)
-                whole_times.append(alone)
+            # Whoever runs after the program of one rank finds the other cores cold: take turns.
+            names = list(times)
+            turn = round_ % len(names)
+            for name in names[turn:] + names[:turn]:
+                dist.barrier()
+                program = programs.get(name, whole)
+                idle = name == ALONE and rank != 0
+                pair = (0.0, 0.0) if idle else timed(lambda program=program: program(**inputs))
+                if round_:  # the first round warms up
+                    times[name].append(pair)
+        dist.barrier()
     everyone: list = [None] * world
-    dist.all_gather_object(everyone, (shared_times, whole_times))
+    dist.all_gather_object(everyone, times)
     if rank == 0:
         report(args, everyone, error, "\n".join(sources))
     dist.destroy_process_group()
+
+
+def peer(model: torch.nn.Module, world: int) -> torch.nn.Module:
+    """Diffusers' own Ulysses, with its plan for this model."""
+    from diffusers import ContextParallelConfig
+
+    # It divides by the number of accelerators, which a CPU does not have.
+    torch.accelerator.device_count = lambda: world
+    other = copy.deepcopy(model)
+    other.enable_parallelism(config=ContextParallelConfig(ulysses_degree=world))
+    return torch.compile(other, backend="inductor", dynamic=False)
 
 
 def report(args: argparse.Namespace, everyone: list, error: float, code: str) -> None:
@@ -128,16 +149,18 @@ def report(args: argparse.Namespace, everyone: list, error: float, code: str) ->
         f"{args.text} tokens, fp32; {args.rounds} alternating rounds; difference {error:.1e}"
     )
     print("ratios to one rank with Inductor, round by round: median (smallest .. largest)")
-    print("                          wall                    CPU of the process")
-    for rank, (times, _) in enumerate(everyone):
-        rounds = list(zip(times, everyone[0][1], strict=True))
-        wall = [a / b for (a, _), (b, _) in rounds]
-        cpu = [a / b for (_, a), (_, b) in rounds]
-        print(
-            f"ascend_sp, rank {rank} of {len(everyone)}     "
-            f"{median(wall):.3f} ({min(wall):.3f} .. {max(wall):.3f})   "
-            f"{median(cpu):.3f} ({min(cpu):.3f} .. {max(cpu):.3f})"
-        )
+    print(f"{'':32} wall                    CPU of the process")
+    base = everyone[0][ALONE]
+    for name in (n for n in everyone[0] if n != ALONE):
+        for rank, times in enumerate(everyone):
+            rounds = list(zip(times[name], base, strict=True))
+            wall = [a / b for (a, _), (b, _) in rounds]
+            cpu = [a / b for (_, a), (_, b) in rounds]
+            print(
+                f"{name + ', rank ' + str(rank):32} "
+                f"{median(wall):.3f} ({min(wall):.3f} .. {max(wall):.3f})   "
+                f"{median(cpu):.3f} ({min(cpu):.3f} .. {max(cpu):.3f})"
+            )
     copies = lone_copies(code)
     print(
         f"kernels that only copy, in Inductor's code: {len(copies)} for {attentions} attentions "

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
-GUIDANCE = {True: "guidance", False: "no guidance"}
+
+def randomised(model: nn.Module) -> nn.Module:
+    """`model` with weights that hide no mistake: diffusers starts some gates at zero."""
+    torch.manual_seed(0)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.08 if p.dim() > 1 else 0.2)
+    return model.eval()
 
 
 def flux(
@@ -22,7 +28,7 @@ def flux(
     """A FLUX transformer of `double` + `single` blocks."""
     torch.manual_seed(0)
     third = head_dim // 8 * 3
-    model = FluxTransformer2DModel(
+    model = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
         num_layers=double,
@@ -34,10 +40,7 @@ def flux(
         guidance_embeds=guidance,
         axes_dims_rope=(head_dim - 2 * third, third, third),
     )
-    # diffusers starts some gates and norms at values that hide mistakes.
-    for p in model.parameters():
-        nn.init.normal_(p, std=0.08 if p.dim() > 1 else 0.2)
-    return model.eval().to(dtype)
+    return randomised(model).to(dtype)
 
 
 def flux_inputs(
@@ -64,5 +67,99 @@ def flux_inputs(
         "guidance": torch.full((batch,), 3.5) if guidance else None,
         "img_ids": ids.T.contiguous().to(dtype),
         "txt_ids": torch.zeros(text, 3, dtype=dtype),
+        "return_dict": False,
+    }
+
+
+def sd3() -> tuple[nn.Module, dict[str, Any]]:
+    """Image first, joined behind the head transpose; batch 2."""
+    model = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        joint_attention_dim=32,
+        caption_projection_dim=24,
+        pooled_projection_dim=16,
+        out_channels=4,
+        pos_embed_max_size=24,
+    )
+    return randomised(model), {
+        "hidden_states": torch.randn(2, 4, 16, 12),
+        "encoder_hidden_states": torch.randn(2, 7, 32),
+        "pooled_projections": torch.randn(2, 16),
+        "timestep": torch.tensor([3.0, 5.0]),
+        "return_dict": False,
+    }
+
+
+def wan() -> tuple[nn.Module, dict[str, Any]]:
+    """A patchifying convolution, self attention with rotary by slices, and cross attention."""
+    model = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=3,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        cross_attn_norm=True,
+        rope_max_seq_len=32,
+    )
+    return randomised(model), {
+        "hidden_states": torch.randn(1, 4, 3, 6, 10),
+        "timestep": torch.tensor([5]),
+        "encoder_hidden_states": torch.randn(1, 9, 16),
+        "return_dict": False,
+    }
+
+
+def ltx() -> tuple[nn.Module, dict[str, Any]]:
+    """Cross attention with a float mask that is expanded over the heads."""
+    model = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=3,
+        attention_head_dim=8,
+        cross_attention_dim=24,
+        num_layers=2,
+        caption_channels=16,
+        qk_norm="rms_norm_across_heads",
+    )
+    return randomised(model), {
+        "hidden_states": torch.randn(1, 30, 8),
+        "timestep": torch.tensor([5]),
+        "encoder_hidden_states": torch.randn(1, 9, 16),
+        "encoder_attention_mask": torch.tensor([[1.0] * 7 + [0] * 2]),
+        "num_frames": 2,
+        "height": 3,
+        "width": 5,
+        "return_dict": False,
+    }
+
+
+def sana() -> tuple[nn.Module, dict[str, Any]]:
+    """Linear attention, which adds up over the sequence, and convolutions over the tokens."""
+    model = diffusers.SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=8,
+        sample_size=8,
+    )
+    return randomised(model), {
+        "hidden_states": torch.randn(2, 4, 8, 8),
+        "timestep": torch.tensor([1, 2]),
+        "encoder_hidden_states": torch.randn(2, 8, 8),
         "return_dict": False,
     }

@@ -69,6 +69,8 @@ POINTWISE: Pointwise = {
     aten.masked_fill.Scalar: ("fb", plain(-1.5)),
     aten.lerp.Scalar: ("ff", plain(0.3)),
     aten.lerp.Tensor: ("fff", plain()),
+    aten.rsub.Tensor: ("ff", plain()),
+    aten.hardswish.default: ("f", plain()),
     aten.addcmul.default: ("fff", plain(value=0.5)),
     aten.addcdiv.default: ("fff", plain(value=0.5)),
     aten.clamp.Tensor: ("fff", plain()),

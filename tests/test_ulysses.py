@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simulator import capture, simulate
-from toy import CrossAttention, JointAttention, SelfAttention
+from toy import CrossAttention, HigherOrder, JointAttention, SelfAttention
 
 RANKS = st.sampled_from([2, 3, 4, 8])
 TOLERANCE = 1e-5
@@ -134,6 +134,11 @@ def test_cross_attention_with_whole_keys_costs_nothing(
     if mask is not None:
         mask[..., 0] = True
     check(CrossAttention(12, 3), a, b, mask, ranks=ranks, all_to_alls=4)
+
+
+def test_a_higher_order_op_runs_whole_and_all_around_it_is_split() -> None:
+    x = torch.randn(1, 13, 16)
+    check(HigherOrder(), x, ranks=3, all_to_alls=16, gathers=2)
 
 
 def swapped(rank: int, values: Sequence[Tensor]) -> Tensor:

@@ -91,3 +91,18 @@ class CrossAttention(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.cross(self.own(image), text, mask)
+
+
+class HigherOrder(nn.Module):
+    """An op that holds a graph of its own stands between two attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = SelfAttention(16, 4), SelfAttention(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        x = self.before(x)
+        q = x.unflatten(-1, (1, 16)).transpose(1, 2)
+        return self.after(flex_attention(q, q, q).transpose(1, 2).flatten(2))

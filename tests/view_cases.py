@@ -203,6 +203,14 @@ def _(g: Draw, op: Any) -> Any:
     return base, src, dim, start, end
 
 
+@case(aten.copy.default)
+def _(g: Draw, op: Any) -> Any:
+    shape = g.shape(g.pick(3, 2, 1))
+    src = [1 if g.pick(True, False, False) else n for n in shape]
+    which = g.integer(0, 2)
+    return g.tensor(*shape, whole=which == 0), g.tensor(*src, whole=which == 1)
+
+
 @case(aten.select_scatter.default)
 def _(g: Draw, op: Any) -> Any:
     shape = g.shape(g.integer(2, 3))

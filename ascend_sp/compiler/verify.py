@@ -6,7 +6,7 @@ import sympy
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import statically_known_true, tree_leaves
+from ascend_sp.passes._pytorch import HigherOrderOperator, statically_known_true, tree_leaves
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import Emitter, same_strides
 from ascend_sp.passes.sharding.layout import local_shape
@@ -31,7 +31,8 @@ def verify(gm: fx.GraphModule, ctx: PassContext, pass_name: str) -> None:
     emit = Emitter(gm, "verify")
     before: dict[fx.Node, _Seen] = ctx.analysis.setdefault("verified", {})
     for node in gm.graph.nodes:
-        if node.op == "call_function":
+        # Higher-order ops hold graphs of their own, and run on whole operands.
+        if node.op == "call_function" and not isinstance(node.target, HigherOrderOperator):
             # A node on which nothing has changed since the last pass needs no second look.
             now = _Seen(node)
             if before.get(node) != now:
@@ -85,7 +86,7 @@ def _check_placement(node: fx.Node, world: int, pass_name: str) -> None:
     if PLACEMENTS not in node.meta:
         return
     for value, placement, whole in zip(
-        _tensors(node.meta["val"]), node.meta[PLACEMENTS], node.meta[GLOBAL_SHAPES], strict=True
+        _tensors(node.meta.get("val")), node.meta[PLACEMENTS], node.meta[GLOBAL_SHAPES], strict=True
     ):
         wanted = local_shape(whole, placement, world)
         if not _is_shape(value, wanted):

@@ -16,11 +16,13 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
 
 OpOverload = torch._ops.OpOverload
+HigherOrderOperator = torch._ops.HigherOrderOperator
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "FloorDiv",
+    "HigherOrderOperator",
     "OpOverload",
     "OptimizedPythonReferenceAnalysis",
     "enable_python_dispatcher",

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import tree_map
+from ascend_sp.passes._pytorch import HigherOrderOperator, tree_map
 from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter
+from ascend_sp.passes.emitter import Emitter, same_strides
 from ascend_sp.passes.sharding import redistribute
 from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Partial, Placement, Shard, same
 from ascend_sp.passes.sharding.plan import Plan, operand_nodes, shapes
@@ -49,9 +49,13 @@ class Materialiser:
         self.versions: dict[fx.Node, list[tuple[Placement, fx.Node]]] = {}
         self.zeroed: dict[fx.Node, fx.Node] = {}
         self.global_shapes = {n: shapes(n) for n in gm.graph.nodes}
-        self.eager_strides = {
-            x: x.meta["val"].stride() for x in operand_nodes(gm.graph.output_node())
+        self.global_strides = {
+            n: n.meta["val"].stride()
+            for n in gm.graph.nodes
+            if isinstance(n.meta.get("val"), torch.Tensor)
         }
+        self.changed: set[fx.Node] = set()
+        """Whole values whose memory order is not the recorded one any more."""
 
     def run(self) -> None:
         """Rewrite the graph."""
@@ -92,7 +96,7 @@ class Materialiser:
                     self._zero_padding(x, w) if isinstance(w, Shard) else x
                     for x, w in zip(new, wants, strict=True)
                 ]
-        if not found and new == operands and not self._touches_local(node):
+        if not found and new == operands and not self._touches_changed(node):
             return
         self._replace_operands(node, new)
         if found:
@@ -113,11 +117,10 @@ class Materialiser:
             return True
         return False
 
-    def _touches_local(self, node: fx.Node) -> bool:
+    def _touches_changed(self, node: fx.Node) -> bool:
         return any(
-            isinstance(p, Shard)
+            x in self.changed or any(isinstance(p, Shard) for p in self.plan.placements.get(x, ()))
             for x in node.all_input_nodes
-            for p in self.plan.placements.get(x, ())
         )
 
     def _output(self, node: fx.Node) -> None:
@@ -128,11 +131,9 @@ class Materialiser:
         self._replace_operands(node, new)
 
     def _like_eager(self, node: fx.Node, x: fx.Node, gathered: fx.Node) -> fx.Node:
-        """Give a gathered output the memory order that the model's own output has."""
-        if gathered is x:
-            return x
+        """Give an output the memory order that the model's own output has."""
         with self.emit.at(node):
-            return self.emit.restride(gathered, self.eager_strides[x])
+            return self.emit.restride(gathered, self.global_strides[x])
 
     def version(self, user: fx.Node, x: fx.Node, want: Placement, why: str) -> fx.Node:
         """`x` as `want`, made before `user` if it does not exist yet."""
@@ -159,12 +160,21 @@ class Materialiser:
             return redistribute.scatter(self.emit, whole, want, self.ctx.topology)
         if home == PARTIAL:
             self.ctx.note("all_reduce", x, "a sum over the sequence is added up over the ranks")
-            return redistribute.add_up(self.emit, local, self.ctx.topology)
+            whole = redistribute.add_up(self.emit, local, self.ctx.topology)
+            return self._as_recorded(x, whole)
         assert isinstance(home, Shard)
         self.ctx.note("gather", x, f"{home} is gathered for {user.name}: {why}")
-        return redistribute.gather(
-            self.emit, local, home, self.global_shapes[x][0], self.ctx.topology
-        )
+        shape = self.global_shapes[x][0]
+        whole = redistribute.gather(self.emit, local, home, shape, self.ctx.topology)
+        return self._as_recorded(x, whole)
+
+    def _as_recorded(self, x: fx.Node, whole: fx.Node) -> fx.Node:
+        """`whole` in the memory order of the value `x` that it stands for, as far as that goes."""
+        whole = self.emit.restride(whole, self.global_strides[x])
+        val = whole.meta["val"]
+        if not same_strides(val.shape, val.stride(), self.global_strides[x]):
+            self.changed.add(whole)
+        return whole
 
     def _zero_padding(self, x: fx.Node, split: Shard) -> fx.Node:
         if x not in self.zeroed:
@@ -199,6 +209,8 @@ class Materialiser:
 
     def _refresh(self, node: fx.Node) -> None:
         """The local value of `node`; a view that its operand's strides forbid gets a copy."""
+        if isinstance(node.target, HigherOrderOperator):
+            return  # it runs on whole operands, so its value is the recorded one
         try:
             self.emit.refresh(node)
         except (RuntimeError, ValueError):
@@ -208,3 +220,4 @@ class Materialiser:
                 copy = self.emit.contiguous(node.args[0], force=True)  # type: ignore[arg-type]
             node.args = (copy, *node.args[1:])
             self.emit.refresh(node)
+        self.changed.add(node)

@@ -74,9 +74,9 @@ def visit(plan: Plan, node: fx.Node) -> None:
         return
     if node.op == "call_function" and is_getitem(node):
         source, index = node.args
-        plan.placements[node] = (_pick(plan, source, index),)  # type: ignore[arg-type]
-        return
-    out: tuple[Placement, ...] = tuple(REPLICATE for _ in shapes(node))
+        out: tuple[Placement, ...] = (_pick(plan, source, index),)  # type: ignore[arg-type]
+    else:
+        out = tuple(REPLICATE for _ in shapes(node))
     operands = operand_nodes(node) if node.op == "call_function" else []
     if any(isinstance(plan.placement(x), Shard) for x in operands):
         found = _ask(plan, node)

@@ -30,25 +30,21 @@ def find_seeds(
         return {}
     seeds: dict[fx.Node, Shard] = {}
     seen: set[fx.Node] = set()
-    stack = [(queries, Shard(SEQ, Sequence((shape[SEQ],))), 0)]
+    stack = [(queries, Shard(SEQ, Sequence((shape[SEQ],))))]
     while stack:
-        node, target, output = stack.pop()
+        node, target = stack.pop()
         if node in seen:
             continue
         seen.add(node)
         if isinstance(plan.placement(node), Shard):
             continue
+        source, output = node, 0
         if node.op == "call_function" and is_getitem(node):
-            source, index = node.args
-            stack.append((source, target, index))  # type: ignore[arg-type]
-            continue
-        found = _sources(plan, node, target, output, static_inputs)
-        if found:
-            stack.extend((x, s, 0) for x, s in found)
-        elif len(shapes(node)) == 1:
+            source, output = node.args  # type: ignore[assignment]
+        found = _sources(plan, source, target, output, static_inputs)
+        stack.extend(found)
+        if not found:
             seeds[node] = target
-        else:
-            return {}  # one result of several cannot be cut alone
     return seeds
 
 

@@ -15,7 +15,7 @@ from ascend_sp.passes.sharding.rules.base import (
     Unsupported,
     rule,
 )
-from ascend_sp.passes.sharding.rules.pointwise import pointwise
+from ascend_sp.passes.sharding.rules.pointwise import UNTAGGED, pointwise
 
 __all__ = ["Answer", "Call", "Local", "Operand", "Reshard", "Unsupported", "answer", "rule"]
 
@@ -27,7 +27,7 @@ def answer(call: Call) -> Answer:
     Ops that write in place or draw random numbers are refused: a shard is not the whole.
     """
     found = RULES.get(call.op)
-    if found is None and torch.Tag.pointwise in call.op.tags:
+    if found is None and (torch.Tag.pointwise in call.op.tags or call.op in UNTAGGED):
         found = pointwise
     if found is None or call.op._schema.is_mutable:
         return Unsupported(f"no sharding rule for {call.op}")

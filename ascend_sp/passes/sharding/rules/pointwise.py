@@ -10,6 +10,9 @@ from ascend_sp.passes.sizes import equal
 
 aten = torch.ops.aten
 
+UNTAGGED = frozenset({aten.rsub.Tensor, aten.hardswish.default})
+"""Elementwise ops that PyTorch does not tag as such."""
+
 
 def pointwise(call: Call) -> Answer:
     """Any op with `torch.Tag.pointwise`: the largest sharded operand leads, the others follow.
@@ -72,3 +75,9 @@ def along_dims(call: Call) -> Answer:
     if split.dim in [d % x.ndim for d in dims]:
         return Reshard("it mixes positions along the sequence")
     return Local((split,), (split,))
+
+
+@rule(aten.copy.default)
+def copy(call: Call) -> Answer:
+    """``([b, s, c], [b, s | 1, c]) -> [b, s, c]``: the second operand broadcast to the first."""
+    return pointwise(call)
