@@ -56,8 +56,7 @@ def ascend_sp(
         config.degree, config.mesh, _device_type(example_inputs), config.sequence_parallel
     )
     start = time.perf_counter()
-    ctx = PassContext(topology, attention=config.attention, on_unsharded=config.on_unsharded)
-    gm = capture_attention(gm, ctx)
+    gm = capture_attention(gm, PassContext(topology))
 
     def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         # PyTorch may call this twice for one graph: all state of a compile is made here.
@@ -89,7 +88,7 @@ def _compile(
         gm = compile_aten(gm, ctx, config, dump)
         dump.finish(gm, ctx, config.described())
         with dump.timed("lowering"):
-            run = targets.choose(config.target)(gm, inputs, static)
+            run = targets.choose(config.target, _device_type(inputs))(gm, inputs, static)
         dump.finish_times()
     except Exception as e:
         if ctx.topology.size > 1:

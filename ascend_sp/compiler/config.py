@@ -90,7 +90,7 @@ class Config:
         "auto",
         _one_of("auto", "inductor", "eager"),
         "auto, inductor or eager",
-        "What the finished graph is lowered to; auto is inductor.",
+        "What the finished graph is lowered to; auto is inductor on CPU and CUDA, else eager.",
     )
     attention: str = _option(
         "auto",

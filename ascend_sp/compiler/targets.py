@@ -49,6 +49,8 @@ def inductor(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[
 TARGETS: dict[str, Target] = {"inductor": inductor, "eager": eager}
 
 
-def choose(name: str) -> Target:
-    """The target called `name`, where ``"auto"`` stands for the best one of the device."""
-    return TARGETS["inductor" if name == "auto" else name]
+def choose(name: str, device_type: str) -> Target:
+    """The target called `name`; ``"auto"`` is Inductor where it compiles for `device_type`."""
+    if name == "auto":
+        name = "inductor" if device_type in ("cpu", "cuda") else "eager"
+    return TARGETS[name]
