@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
@@ -163,3 +164,82 @@ def sana() -> tuple[nn.Module, dict[str, Any]]:
         "encoder_hidden_states": torch.randn(2, 8, 8),
         "return_dict": False,
     }
+
+
+def qwen(
+    heads: int = 4, layers: int = 2, zero_cond_t: bool = False, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """The double-stream transformer of the edit pipelines; rotary embedding by complex numbers."""
+    torch.manual_seed(0)
+    model = diffusers.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=layers,
+        attention_head_dim=16,
+        num_attention_heads=heads,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        zero_cond_t=zero_cond_t,
+    )
+    return randomised(model).to(dtype)
+
+
+def qwen_inputs(
+    batch: int = 1,
+    sizes: Sequence[tuple[int, int]] = ((4, 4), (3, 4)),
+    text: int = 7,
+    mask: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 1,
+) -> dict[str, Any]:
+    """Keyword arguments of one call.
+
+    `sizes` are the heights and widths, in tokens, of the noise and of each reference image behind
+    it; `mask` the number of real prompt tokens of each batch item, None for no mask.
+    """
+    g = torch.Generator().manual_seed(seed)
+    tokens = sum(h * w for h, w in sizes)
+    inputs: dict[str, Any] = {
+        "hidden_states": torch.randn(batch, tokens, 16, generator=g).to(dtype),
+        "encoder_hidden_states": torch.randn(batch, text, 32, generator=g).to(dtype),
+        "timestep": torch.full((batch,), 0.7, dtype=dtype),
+        "img_shapes": [[(1, h, w) for h, w in sizes]] * batch,
+        "return_dict": False,
+    }
+    if mask is not None:
+        inputs["encoder_hidden_states_mask"] = torch.arange(text) < torch.tensor(mask)[:, None]
+    return inputs
+
+
+def z_image(heads: int = 3, layers: int = 2, warm: bool = True) -> nn.Module:
+    """Refiners and one stream. Cold, it makes its rotary tables inside the first call."""
+    torch.manual_seed(0)
+    model = diffusers.ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=4,
+        dim=16 * heads,
+        n_layers=layers,
+        n_refiner_layers=1,
+        n_heads=heads,
+        n_kv_heads=heads,
+        cap_feat_dim=32,
+        axes_dims=[4, 6, 6],
+        axes_lens=[256, 64, 64],
+    )
+    if warm:
+        model.rope_embedder(torch.zeros(1, 3, dtype=torch.int32))
+    return randomised(model)
+
+
+def z_image_inputs(
+    sizes: Sequence[tuple[int, int]] = ((12, 16),), text: Sequence[int] = (9,), seed: int = 1
+) -> tuple[list[torch.Tensor], torch.Tensor, list[torch.Tensor]]:
+    """Positional arguments of one call: for each batch item a latent size and a caption length."""
+    g = torch.Generator().manual_seed(seed)
+    return (
+        [torch.randn(4, 1, h, w, generator=g) for h, w in sizes],
+        torch.full((len(sizes),), 0.7),
+        [torch.randn(n, 32, generator=g) for n in text],
+    )

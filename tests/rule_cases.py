@@ -351,6 +351,16 @@ def _(g: Draw, op: Any) -> Any:
     return (g.some(kind="complex"),)
 
 
+@case(aten.new_full.default)
+def _(g: Draw, op: Any) -> Any:
+    return (g.some(), [g.integer(1, 4), 3], 2.5)
+
+
+@case(aten.new_zeros.default, aten.new_ones.default)
+def _(g: Draw, op: Any) -> Any:
+    return (g.some(), [g.integer(1, 4), 3])
+
+
 @case(aten.full_like.default)
 def _(g: Draw, op: Any) -> Any:
     return (g.some(), 2.5), g.pick({}, {"dtype": torch.int64})

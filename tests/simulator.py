@@ -19,6 +19,7 @@ from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
 from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.decompose_complex import border
 from ascend_sp.runtime.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, WAIT
 from ascend_sp.runtime.topology import Topology
 
@@ -175,5 +176,7 @@ def simulate(
     """Compile for `size` ranks and run them."""
     compiled = [compile_rank(captured, r, size, config) for r in range(size)]
     programs = [gm for gm, _ in compiled]
-    outputs, network = run_ranks(programs, captured.inputs, broken)
-    return outputs, programs, compiled[0][1], network
+    ctx = compiled[0][1]
+    outputs, network = run_ranks(programs, border(ctx).real_inputs(captured.inputs), broken)
+    outputs = [border(ctx).wrap(lambda _, out=out: out)(list(captured.inputs)) for out in outputs]
+    return outputs, programs, ctx, network

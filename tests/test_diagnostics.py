@@ -26,11 +26,12 @@ def test_dump(tmp_path: Path) -> None:
         names = sorted(f.name for f in folder.iterdir())
         assert names == [
             "00_captured.py",
-            "01_propagate_sharding.py",
-            "02_materialise_sharding.py",
-            "03_ulysses.py",
-            "04_order_collectives.py",
-            "05_lower_attention.py",
+            "01_decompose_complex.py",
+            "02_propagate_sharding.py",
+            "03_materialise_sharding.py",
+            "04_ulysses.py",
+            "05_order_collectives.py",
+            "06_lower_attention.py",
             "collectives.json",
             "compile_time.json",
             "placements.txt",
@@ -53,7 +54,7 @@ def test_dump(tmp_path: Path) -> None:
         placements = (folder / "placements.txt").read_text()
         assert "S(1: [17])" in placements
         assert "transformer_flux.py" in placements
-        compile((folder / "03_ulysses.py").read_text(), "graph", "exec")
+        compile((folder / "04_ulysses.py").read_text(), "graph", "exec")
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ TOLERANCE = 1e-5
 
 
 def worst(outputs: Sequence, reference: object) -> float:
-    """Largest difference over all ranks, relative to the largest value."""
-    flat = reference if isinstance(reference, tuple) else (reference,)
-    return max(
-        ((got - want).abs().max() / want.abs().max()).item()
+    """Largest difference over all ranks, relative to the largest value; NaN if there is one."""
+    flat = reference if isinstance(reference, (tuple, list)) else (reference,)
+    found = [
+        (got - want).abs().max() / want.abs().max()
         for out in outputs
         for got, want in zip(out, flat, strict=True)
-    )
+    ]
+    return torch.stack(found).max().item()  # Python's max would lose a NaN
 
 
 def check(

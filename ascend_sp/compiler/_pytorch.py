@@ -12,13 +12,26 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.utils import counters
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._inductor.compile_fx import compile_fx
 from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-__all__ = ["inductor", "static_input_indices", "to_aten", "trace_log", "trace_structured"]
+__all__ = [
+    "graph_breaks",
+    "inductor",
+    "static_input_indices",
+    "to_aten",
+    "trace_log",
+    "trace_structured",
+]
+
+
+def graph_breaks() -> dict[str, int]:
+    """Why Dynamo has broken graphs so far in this process, and how often."""
+    return dict(counters["graph_break"])
 
 
 def to_aten(

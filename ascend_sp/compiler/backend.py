@@ -15,6 +15,7 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.pipeline import capture_attention, compile_aten
 from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.decompose_complex import border
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
 from ascend_sp.runtime.topology import resolve
@@ -88,7 +89,8 @@ def _compile(
         gm = compile_aten(gm, ctx, config, dump)
         dump.finish(gm, ctx, config.described())
         with dump.timed("lowering"):
-            run = targets.choose(config.target, _device_type(inputs))(gm, inputs, static)
+            lower = targets.choose(config.target, _device_type(inputs))
+            run = border(ctx).wrap(lower(gm, border(ctx).real_inputs(inputs), static))
         dump.finish_times()
     except Exception as e:
         if ctx.topology.size > 1:

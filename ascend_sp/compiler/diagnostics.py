@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import fx
 
-from ascend_sp.compiler._pytorch import trace_log, trace_structured
+from ascend_sp.compiler._pytorch import graph_breaks, trace_log, trace_structured
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
@@ -164,9 +164,26 @@ def summary(ctx: PassContext, rows: list[dict[str, Any]], options: dict[str, str
         ("gather", "Gathers"),
         ("reshard", "Moved between splits"),
         ("all_reduce", "Sums over ranks"),
+        ("complex", "Complex numbers left"),
     ):
         notes = [n for n in ctx.notes if n.kind == kind]
         if notes:
             lines += [f"## {title} ({len(notes)})", "", *(f"- {n}" for n in notes), ""]
+    breaks = graph_breaks()
+    if breaks:
+        lines += [f"## Graph breaks before this graph ({sum(breaks.values())})", ""]
+        lines += [
+            "The model's Python was cut here. What lies between two graphs is whole on all ranks.",
+            "",
+            *(f"- {n} x {_reason(why)}" for why, n in breaks.items()),
+            "",
+        ]
     lines += ["## Options", "", *(f"- {k} = {v}" for k, v in options.items()), ""]
     return "\n".join(lines)
+
+
+def _reason(text: str) -> str:
+    """Dynamo's explanation of a graph break on one line, without the advice."""
+    parts = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [p for p in parts if p.startswith(("Explanation:", "Developer debug context:"))]
+    return " ".join([parts[0] + ".", *told]) if parts else "unknown"

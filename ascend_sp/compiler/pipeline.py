@@ -14,6 +14,7 @@ from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.verify import verify
 from ascend_sp.passes.capture_attention import capture_attention
 from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.decompose_complex import decompose_complex
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.order_collectives import order_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
@@ -50,6 +51,7 @@ def _facts(*names: str) -> frozenset[str]:
 
 PASSES: tuple[Pass, ...] = (
     # On an ATen graph of whole tensors, attention still opaque (capture_attention ran before):
+    Pass(decompose_complex, _facts("aten"), _facts("real")),
     Pass(propagate_sharding, _facts("aten"), _facts("planned")),
     # From here on the graph is one rank's program.
     Pass(materialise_sharding, _facts("planned"), _facts("local")),

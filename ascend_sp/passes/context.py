@@ -27,7 +27,7 @@ class Note:
     """Something that a person should know about one node."""
 
     kind: str
-    """``attention``, ``unsharded``, ``gather``, ``reshard`` or ``all_reduce``."""
+    """``attention``, ``unsharded``, ``gather``, ``reshard``, ``all_reduce`` or ``complex``."""
     node: str
     op: str
     text: str

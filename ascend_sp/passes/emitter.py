@@ -24,6 +24,8 @@ from ascend_sp.passes.sizes import Size, as_size
 
 aten = torch.ops.aten
 
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+
 ORIGIN = "ascend_sp_origin"
 """Meta key: which pass made a node, and from which node of the user's program."""
 
@@ -77,6 +79,21 @@ class Emitter:
         """Recompute ``node.meta["val"]`` from the values of its arguments."""
         node.meta["val"] = self.evaluate(node)
         return node.meta["val"]
+
+    def refresh_after_move(self, node: fx.Node) -> None:
+        """`refresh`, where operands may have other strides than the ones recorded.
+
+        A view that these forbid gets a copy in front.
+        """
+        try:
+            self.refresh(node)
+        except (RuntimeError, ValueError):
+            if node.target not in VIEWS:
+                raise
+            with self.at(node):
+                copy = self.contiguous(node.args[0], force=True)  # type: ignore[arg-type]
+            node.args = (copy, *node.args[1:])
+            self.refresh(node)
 
     def evaluate(self, node: fx.Node) -> Any:
         """What `node` yields on the fake values of its arguments."""

@@ -28,9 +28,6 @@ GLOBAL_SHAPES = "ascend_sp_global_shapes"
 INPUTS = "ascend_sp_inputs"
 """Meta key: the placements of a node's operands, where it has sharded ones."""
 
-aten = torch.ops.aten
-VIEWS = (aten.view.default, aten._unsafe_view.default)
-
 
 def materialise_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Rewrite `gm` in place into the program of rank ``ctx.topology.rank``."""
@@ -211,13 +208,5 @@ class Materialiser:
         """The local value of `node`; a view that its operand's strides forbid gets a copy."""
         if isinstance(node.target, HigherOrderOperator):
             return  # it runs on whole operands, so its value is the recorded one
-        try:
-            self.emit.refresh(node)
-        except (RuntimeError, ValueError):
-            if node.target not in VIEWS:
-                raise
-            with self.emit.at(node):
-                copy = self.emit.contiguous(node.args[0], force=True)  # type: ignore[arg-type]
-            node.args = (copy, *node.args[1:])
-            self.emit.refresh(node)
+        self.emit.refresh_after_move(node)
         self.changed.add(node)

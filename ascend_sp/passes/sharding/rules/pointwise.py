@@ -60,6 +60,16 @@ def same_layout(call: Call) -> Answer:
     return Local((x.placement,), (x.placement,))
 
 
+@rule(
+    aten.new_full.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+)
+def creation(call: Call) -> Answer:
+    """``[b, s, c] -> [m, n]``: only the dtype and the device of the operand matter."""
+    return Local((call.operands[0].placement,), (REPLICATE,))
+
+
 @rule(aten.cumsum.default, aten.flip.default, aten.roll.default)
 def along_dims(call: Call) -> Answer:
     """Ops that mix positions along the dims they name, and no others."""

@@ -1,0 +1,391 @@
+"""Complex numbers become pairs of real tensors, exactly: rotary embeddings, mostly.
+
+Graph engines of accelerators have no complex type, Inductor does not fuse it, and a sharded graph
+needs no second set of rules for it. ``view_as_complex(x)`` is ``(x[..., 0], x[..., 1])``, a product
+is ``(ac - bd, ad + bc)``, what moves values moves both parts, and ``view_as_real`` stacks them
+again. A complex input or output crosses the border as the real tensor ``[..., 2]`` that
+``torch.view_as_real`` shows of the same memory, so no value is converted there.
+
+An op that is not known here keeps its complex operands and is reported.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ascend_sp.passes._pytorch import OpOverload, tree_leaves, tree_map
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.emitter import Emitter, same_strides
+
+aten = torch.ops.aten
+
+BORDER = "complex inputs and outputs"
+
+MOVES = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.expand.default,
+        aten.repeat.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.unbind.int,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.cat.default,
+        aten.stack.default,
+        aten.slice_scatter.default,
+        aten.select_scatter.default,
+        aten.flip.default,
+        aten.roll.default,
+        aten.clone.default,
+        aten.alias.default,
+        aten.detach.default,
+        aten.lift_fresh_copy.default,
+        aten.contiguous.default,
+        aten.copy.default,
+        aten.where.self,
+        aten.index.Tensor,
+        aten.index_select.default,
+        aten.gather.default,
+    }
+)
+"""Ops that only move values."""
+
+LINEAR = MOVES | {
+    aten.neg.default,
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.sum.default,
+    aten.sum.dim_IntList,
+    aten.mean.default,
+    aten.mean.dim,
+    aten.cumsum.default,
+}
+"""Ops that are the same on the real and on the imaginary part, each by itself."""
+
+FILLS = {
+    aten.full.default: 1,
+    aten.new_full.default: 2,
+    aten.full_like.default: 1,
+    aten.constant_pad_nd.default: 2,
+}
+"""Ops that take a value to fill with, and where: it too has two parts."""
+
+CONSTANTS = {
+    aten.zeros.default: aten.zeros.default,
+    aten.ones.default: aten.zeros.default,
+    aten.new_zeros.default: aten.new_zeros.default,
+    aten.new_ones.default: aten.new_zeros.default,
+    aten.zeros_like.default: aten.zeros_like.default,
+    aten.ones_like.default: aten.zeros_like.default,
+}
+"""Ops that make a known real value, and those that make the zeros beside it."""
+
+Parts = tuple[fx.Node, fx.Node]
+
+
+@dataclass(frozen=True)
+class Border:
+    """Positions of the inputs and outputs of a graph that it has as real ``[..., 2]`` tensors."""
+
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+    def real_inputs(self, inputs: Sequence[Any]) -> list[Any]:
+        """`inputs` of the original graph as those of the rewritten one."""
+        out = list(inputs)
+        for i in self.inputs:
+            # A conjugate view is only a flag; its memory holds the other numbers.
+            out[i] = torch.view_as_real(out[i].resolve_conj())
+        return out
+
+    def wrap(self, run: Callable[[list[Any]], Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+        """`run` of the rewritten graph, callable like the original one."""
+        if not self.inputs and not self.outputs:
+            return run
+
+        def call(inputs: list[Any]) -> Sequence[Any]:
+            real = self.real_inputs(inputs)
+            inputs.clear()  # the caller hands over its references, so that memory can be freed
+            out = list(run(real))
+            for i in self.outputs:
+                out[i] = torch.view_as_complex(out[i].contiguous())
+            return out
+
+        return call
+
+
+def border(ctx: PassContext) -> Border:
+    """What this compile did to complex inputs and outputs."""
+    found = ctx.analysis.get(BORDER)
+    return found if isinstance(found, Border) else Border()
+
+
+def decompose_complex(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    """Rewrite all complex arithmetic of `gm`; ``border(ctx)`` says how to call the result."""
+    if any(_is_complex(n) for n in gm.graph.nodes):
+        ctx.analysis[BORDER] = _Decomposition(gm, ctx).run()
+    return gm
+
+
+def _is_complex(value: object) -> bool:
+    if not isinstance(value, fx.Node):
+        return False
+    leaves = tree_leaves(value.meta.get("val"))
+    return any(isinstance(x, torch.Tensor) and x.is_complex() for x in leaves)
+
+
+class _UnknownError(Exception):
+    """No real form of this op is known."""
+
+
+class _Decomposition:
+    def __init__(self, gm: fx.GraphModule, ctx: PassContext) -> None:
+        self.gm, self.ctx = gm, ctx
+        self.emit = Emitter(gm, "decompose_complex")
+        self.parts: dict[fx.Node, Parts] = {}
+        """Real and imaginary part of each complex node that has been rewritten."""
+        self.moved: set[fx.Node] = set()
+        """Real values in another memory order than the one that views of them were recorded for."""
+
+    def run(self) -> Border:
+        nodes = list(self.gm.graph.nodes)
+        placeholders = [n for n in nodes if n.op == "placeholder"]
+        body = next(n for n in nodes if n.op != "placeholder")
+        with self.emit.at(body):
+            inputs = tuple(i for i, n in enumerate(placeholders) if self._input(n))
+        outputs: tuple[int, ...] = ()
+        for node in nodes:
+            if node.op == "output":
+                outputs = self._output(node)
+            elif node.op == "placeholder":
+                continue
+            elif _is_complex(node) or not self.parts.keys().isdisjoint(node.all_input_nodes):
+                self._rewrite(node)
+            elif not self.moved.isdisjoint(node.all_input_nodes):
+                self.emit.refresh_after_move(node)
+                self.moved.add(node)
+        for node in reversed(list(self.gm.graph.nodes)):
+            if node in self.parts and not node.users and node.op != "placeholder":
+                self.gm.graph.erase_node(node)
+        return Border(inputs, outputs)
+
+    def _input(self, node: fx.Node) -> bool:
+        """Take over one input; True if it becomes a real tensor."""
+        if not _is_complex(node):
+            return False
+        written = any(
+            isinstance(u.target, OpOverload) and u.target._schema.is_mutable for u in node.users
+        )
+        shown = node
+        if written:  # the graph writes into it, so it has to stay what it is
+            shown = self.emit.call(aten.view_as_real.default, node)
+        else:
+            with self.emit.fake_mode:
+                node.meta["val"] = torch.view_as_real(node.meta["val"])
+        self.parts[node] = self._halves(shown)
+        return not written
+
+    def _halves(self, pairs: fx.Node) -> Parts:
+        select = aten.select.int
+        return self.emit.call(select, pairs, -1, 0), self.emit.call(select, pairs, -1, 1)
+
+    def _output(self, node: fx.Node) -> tuple[int, ...]:
+        positions: list[int] = []
+        returned: Any = node.args[0]
+        values = list(returned)
+        for i, x in enumerate(values):
+            if x in self.parts:
+                with self.emit.at(node):
+                    values[i] = self.emit.call(aten.stack.default, list(self.parts[x]), -1)
+                positions.append(i)
+        node.args = (type(returned)(values),)
+        return tuple(positions)
+
+    def _rewrite(self, node: fx.Node) -> None:
+        before = set(self.gm.graph.nodes)
+        with self.emit.at(node):
+            try:
+                found = self._real_form(node)
+                self._check(node, found)
+            except _UnknownError:
+                for new in reversed([n for n in self.gm.graph.nodes if n not in before]):
+                    self.gm.graph.erase_node(new)
+                self._keep(node)
+                return
+        if isinstance(found, fx.Node):
+            node.replace_all_uses_with(found)
+            self.gm.graph.erase_node(node)
+        else:
+            self.parts[node] = found
+
+    def _keep(self, node: fx.Node) -> None:
+        """Leave an op as it is, between complex tensors made for it."""
+        self.ctx.note("complex", node, "has no real form here and runs on complex tensors")
+        with self.emit.at(node):
+            whole = {
+                x: self.emit.call(aten.complex.default, *self.parts[x])
+                for x in node.all_input_nodes
+                if x in self.parts and not isinstance(x.meta["val"], (tuple, list))
+            }
+        node.args = fx.map_arg(node.args, lambda n: whole.get(n, n))
+        node.kwargs = fx.map_arg(node.kwargs, lambda n: whole.get(n, n))
+        self.emit.refresh_after_move(node)
+        self.moved.add(node)
+        if isinstance(node.meta.get("val"), torch.Tensor) and _is_complex(node):
+            with self.emit.at(node.next, origin=node):
+                self.parts[node] = self._halves(self.emit.call(aten.view_as_real.default, node))
+
+    def _check(self, node: fx.Node, found: fx.Node | Parts) -> None:
+        """The parts must have the shape and the precision of the value that they stand for."""
+        val = node.meta["val"]
+        if isinstance(found, fx.Node):
+            new = found.meta["val"]
+            if new.dtype != val.dtype or new.shape != val.shape:
+                raise _UnknownError
+            if not same_strides(val.shape, new.stride(), val.stride()):
+                self.moved.add(found)
+            return
+        for part in found:
+            for x, y in zip(tree_leaves(part.meta["val"]), tree_leaves(val), strict=True):
+                if x.dtype != y.dtype.to_real() or x.shape != y.shape:
+                    raise _UnknownError
+
+    def _real_form(self, node: fx.Node) -> fx.Node | Parts:
+        call = self.emit.call
+        op: Any = node.target
+        args: tuple[Any, ...] = node.args
+        if op is operator.getitem:
+            if args[0] not in self.parts:
+                raise _UnknownError
+            return self._each(node)
+        if op is aten.view_as_complex.default:
+            return self._halves(args[0])
+        if op is aten.view_as_real.default:
+            pairs = call(aten.stack.default, list(self._parts(args[0])), -1)
+            return self.emit.restride(pairs, node.meta["val"].stride())
+        if op in (aten.real.default, aten.imag.default):
+            return self._parts(args[0])[op is aten.imag.default]
+        if op is aten.complex.default:
+            return args[0], args[1]
+        if op is aten.polar.default:
+            length, angle = args
+            cos, sin = call(aten.cos.default, angle), call(aten.sin.default, angle)
+            return call(aten.mul.Tensor, length, cos), call(aten.mul.Tensor, length, sin)
+        if op in (aten._conj.default, aten._conj_physical.default, aten.conj_physical.default):
+            re, im = self._parts(args[0])
+            return re, call(aten.neg.default, im)
+        if op in (aten.mul.Tensor, aten.mul.Scalar):
+            return self._product(args[0], args[1])
+        if op in (aten.div.Tensor, aten.div.Scalar) and not self._two(args[1]):
+            re, im = self._parts(args[0])
+            return call(op, re, args[1]), call(op, im, args[1])
+        if op is aten._to_copy.default:
+            return self._cast(node)
+        if op in CONSTANTS:
+            return self._fill(node, len(args))
+        if op in FILLS:
+            return self._fill(node, FILLS[op])
+        if op in LINEAR and not isinstance(node.kwargs.get("alpha", 1), complex):
+            return self._each(node)
+        raise _UnknownError
+
+    def _two(self, x: object) -> bool:
+        return isinstance(x, complex) or x in self.parts or _is_complex(x)
+
+    def _parts(self, x: Any) -> tuple[Any, Any]:
+        """Real and imaginary part of a tensor or a number."""
+        if isinstance(x, fx.Node):
+            if x in self.parts:
+                return self.parts[x]
+            if _is_complex(x):
+                raise _UnknownError
+            return x, self.emit.call(aten.zeros_like.default, x)
+        return (x.real, x.imag) if isinstance(x, complex) else (x, 0)
+
+    def _times(self, a: Any, b: Any) -> fx.Node:
+        if not isinstance(a, fx.Node):
+            a, b = b, a
+        op = aten.mul.Tensor if isinstance(b, fx.Node) else aten.mul.Scalar
+        return self.emit.call(op, a, b)
+
+    def _product(self, x: Any, y: Any) -> Parts:
+        if not self._two(x) or not self._two(y):
+            (re, im), factor = (self._parts(x), y) if self._two(x) else (self._parts(y), x)
+            return self._times(re, factor), self._times(im, factor)
+        (a, b), (c, d) = self._parts(x), self._parts(y)
+        return (
+            self.emit.call(aten.sub.Tensor, self._times(a, c), self._times(b, d)),
+            self.emit.call(aten.add.Tensor, self._times(a, d), self._times(b, c)),
+        )
+
+    def _cast(self, node: fx.Node) -> fx.Node | Parts:
+        if not _is_complex(node):
+            raise _UnknownError  # PyTorch warns that the imaginary part is lost; let it
+        kwargs = dict(node.kwargs)
+        if isinstance(kwargs.get("dtype"), torch.dtype):
+            kwargs["dtype"] = node.meta["val"].dtype.to_real()
+        op: Any = node.target
+        re, im = self._parts(node.args[0])
+        return self.emit.call(op, re, **kwargs), self.emit.call(op, im, **kwargs)
+
+    def _fill(self, node: fx.Node, position: int) -> Parts:
+        """What makes a constant, whose value is the argument at `position` or in the op's name."""
+        values: tuple[tuple[Any, ...], ...] = ((), ())
+        if node.target in FILLS:
+            value = node.args[position] if len(node.args) > position else 0
+            if isinstance(value, fx.Node) or "value" in node.kwargs:
+                raise _UnknownError
+            re, im = self._parts(value)
+            values = ((re,), (im,))
+        op: Any = node.target
+        kwargs = dict(node.kwargs)
+        if isinstance(kwargs.get("dtype"), torch.dtype):
+            kwargs["dtype"] = node.meta["val"].dtype.to_real()
+        parts = []
+        for i, each in enumerate((op, CONSTANTS.get(op, op))):
+            args = fx.map_arg(node.args[:position], lambda n, i=i: self.parts.get(n, (n, n))[i])  # type: ignore[misc]
+            parts.append(self.emit.call(each, *args, *values[i], **kwargs))
+        return parts[0], parts[1]
+
+    def _each(self, node: fx.Node) -> Parts:
+        """The op on the real parts, and the op on the imaginary parts."""
+        values = {
+            x: self._parts(x)
+            for x in node.all_input_nodes
+            if isinstance(x.meta.get("val"), (torch.Tensor, tuple, list)) and not _selects(x)
+        }
+        out: list[fx.Node] = []
+        op: Any = node.target
+        for i in (0, 1):
+
+            def part(x: Any, i: int = i) -> Any:
+                return values[x][i] if isinstance(x, fx.Node) and x in values else x
+
+            args, kwargs = tree_map(part, (node.args, dict(node.kwargs)))
+            if op in (aten.view.default, aten._unsafe_view.default):
+                out.append(self.emit.view(args[0], args[1]))
+            else:
+                out.append(self.emit.call(op, *args, **kwargs))
+        return out[0], out[1]
+
+
+def _selects(x: fx.Node) -> bool:
+    """Whether a tensor operand says which values are meant, and is none itself."""
+    val = x.meta["val"]
+    return isinstance(val, torch.Tensor) and not (val.is_floating_point() or val.is_complex())
