@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import flux, flux_inputs
+from models import flux, flux_inputs, qwen, qwen_inputs, z_image, z_image_inputs
 from processes import run, values
 from toy import SelfAttention
 
@@ -162,3 +163,52 @@ def mesh(rank: int, world: int) -> float:
 
 def test_mesh_with_a_sequence_dim() -> None:
     assert max(values(run(mesh, 4))) <= 1e-5
+
+
+def without_exchange(rank: int, world: int) -> float:
+    """The same as `compile_flux`, with an all-to-all that gives every rank its own blocks back."""
+    library = torch.library.Library("_c10d_functional", "IMPL", "CPU")
+    library.impl("all_to_all_single", lambda x, out, into, group: x.clone(), allow_override=True)
+    model, inputs = flux(1, 1, 3), flux_inputs(2, 33, 7)
+    compiled = torch.compile(model, backend="ascend_sp", options={"target": "eager"})
+    return error(compiled(**inputs)[0], model(**inputs)[0])
+
+
+def test_an_all_to_all_that_does_nothing_is_noticed() -> None:
+    assert min(values(run(without_exchange, 2))) > 1e-3
+
+
+def compile_edit_models(
+    rank: int, world: int, target: str, captions: tuple[tuple[int, ...], ...], folder: str
+) -> dict[str, float]:
+    """A masked batch; then a model from cold, which Dynamo cuts into several graphs."""
+    options = {"target": target, "dump_dir": folder}
+    out = {}
+    model, inputs = qwen(3, 1), qwen_inputs(2, mask=(7, 4))
+    compiled = torch.compile(model, backend="ascend_sp", options=options, fullgraph=True)
+    out["padded prompts"] = error(compiled(**inputs)[0], model(**inputs)[0])
+    cold = torch.compile(z_image(3, 1, warm=False), backend="ascend_sp", options=options)
+    for seed, text in enumerate(captions):
+        args = z_image_inputs(((12, 16),) * len(text), text, seed)
+        want = z_image(3, 1)(*args, return_dict=False)[0]
+        got = cold(*args, return_dict=False)[0]
+        out[f"cold, call {seed}"] = max(map(error, got, want))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("world", "target", "captions"),
+    [(2, "inductor", ((9,), (9,))), (3, "eager", ((9, 40), (9, 40), (9,)))],
+)
+def test_masks_and_a_cold_start(
+    world: int, target: str, captions: tuple[tuple[int, ...], ...], tmp_path: Path
+) -> None:
+    args = (world, target, captions, str(tmp_path))
+    for got in values(run(compile_edit_models, *args, timeout=280)):
+        assert max(got.values()) <= 1e-5, got
+    summaries = {f: f.read_text() for f in tmp_path.glob("graph_*/rank_0/summary.md")}
+    assert len(summaries) > 5
+    told = [s for s in summaries.values() if "## Graph breaks" in s]
+    assert told and all("`device` context manager" in s for s in told)
+    # The blocks are in one graph of each kind of call all the same.
+    assert sum("## Attention" in s for s in summaries.values()) == 1 + len(set(captions))

@@ -21,6 +21,17 @@ def test_one_rank_is_bit_for_bit_the_lowering_alone(target: str) -> None:
     assert torch.equal(ours, theirs)
 
 
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.tensor([1.5, 2.5]) + torch.view_as_real(torch.view_as_complex(x) * 1j)
+
+
+def test_a_tensor_that_the_model_itself_holds() -> None:
+    x = torch.randn(3, 2)
+    options = {"target": "inductor"}
+    got = torch.compile(scaled, backend="ascend_sp", options=options, dynamic=False)(x)
+    torch.testing.assert_close(got, scaled(x))
+
+
 def test_sequence_parallel_off_needs_no_group() -> None:
     model, inputs = flux(1, 1, 3), flux_inputs(1, 16, 7)
     options = {"target": "eager", "sequence_parallel": False}

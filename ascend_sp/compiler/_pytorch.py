@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.source import ConstantSource
 from torch._dynamo.utils import counters
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._inductor.compile_fx import compile_fx
@@ -86,7 +87,9 @@ def inductor(
     # What AOTAutograd reads to learn which inputs are parameters
     # (torch/_functorch/_aot_autograd/frontend_utils.py, _try_get_metadata_from_dynamo).
     gm.meta["dynamo_compile_id"] = torch._guards.CompileContext.current_compile_id()
-    gm._param_name_to_source = {}  # type: ignore[assignment]
+    # Tensors that the graph itself holds (torch.tensor([...]) in the model) count as parameters.
+    held = [name for name, _ in (*gm.named_parameters(), *gm.named_buffers())]
+    gm._param_name_to_source = {n: ConstantSource(n) for n in held}  # type: ignore[assignment]
     for i, node in enumerate(gm.graph.find_nodes(op="placeholder")):
         node._dynamo_source = None
         if i in set(static_inputs):
