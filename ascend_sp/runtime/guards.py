@@ -78,6 +78,9 @@ def agree(topology: Topology, program: dict[str, Any], timeout: float) -> None:
             f"the ranks of group {topology.group_name!r} do not compile the same program; all "
             "ranks must call the same model with the same shapes, dtypes and options:\n"
             + "\n".join(differences)
+            + "\nA model that only some ranks have called before can differ too: by tables that it "
+            "makes once, or by sizes that Dynamo has seen change (torch.compiler.reset() forgets "
+            "those)."
         )
         announce_failure(topology, text)
         raise RankMismatchError(text)
@@ -92,11 +95,20 @@ def _missing(store: Store, keys: list[str], timeout: float) -> list[int]:
 def _differences(programs: list[dict[str, Any]], topology: Topology) -> list[str]:
     out = []
     for name in {k: None for p in programs for k in p}:
+        facts: list[Any] = [p.get(name) for p in programs]
+        skip = 0
+        if all(isinstance(f, list) for f in facts):
+            # Of long lists, what follows the part that is the same.
+            rows = enumerate(zip(*facts, strict=False))
+            shortest = min(len(f) for f in facts)
+            skip = next((i for i, row in rows if any(x != row[0] for x in row)), shortest)
+            facts = [f[skip : skip + 3] for f in facts]
         values: dict[str, list[int]] = defaultdict(list)
-        for rank, p in zip(topology.ranks, programs, strict=True):
-            values[json.dumps(p.get(name))].append(rank)
+        for rank, fact in zip(topology.ranks, facts, strict=True):
+            values[json.dumps(fact)].append(rank)
+        where = f" behind the first {skip}" if skip else ""
         if len(values) > 1:
-            out += [f"  {name} on rank(s) {ranks}: {v[:600]}" for v, ranks in values.items()]
+            out += [f"  {name}{where} on rank(s) {r}: {v[:600]}" for v, r in values.items()]
     return out
 
 
