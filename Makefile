@@ -28,7 +28,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 benchmarks/flux_two_ranks.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 benchmarks/two_ranks.py
 
 # The CPU build goes first, and by name: a later `pip install` then leaves it alone. Where the
 # usual index does not have it, PyTorch's own index does.

@@ -52,17 +52,34 @@ def test_rotary_is_real_arithmetic() -> None:
             "select.int [1, 5, 3, 2]",
             "unsqueeze [5, 1, 2]",
             "unsqueeze [5, 1, 2]",
-            "mul.Tensor [1, 5, 3, 2]",
-            "mul.Tensor [1, 5, 3, 2]",
-            "sub.Tensor [1, 5, 3, 2]",
-            "mul.Tensor [1, 5, 3, 2]",
-            "mul.Tensor [1, 5, 3, 2]",
-            "add.Tensor [1, 5, 3, 2]",
+            "neg [1, 5, 3, 2]",
             "stack [1, 5, 3, 2, 2]",
+            "stack [5, 1, 2, 2]",
+            "mul.Tensor [1, 5, 3, 2, 2]",
+            "stack [5, 1, 2, 2]",
+            "mul.Tensor [1, 5, 3, 2, 2]",
+            "add.Tensor [1, 5, 3, 2, 2]",
             "view [1, 5, 3, 4]",
         ]
     )
-    torch.testing.assert_close(call(gm, ctx, captured.inputs)[0], rotary(x, freqs))
+    got = call(gm, ctx, captured.inputs)[0]
+    torch.testing.assert_close(got, rotary(x, freqs))
+    # The same numbers as (ac - bd, ad + bc), to the last bit.
+    (a, b), (c, s) = (
+        x.reshape(1, 5, 3, 2, 2).unbind(-1),
+        torch.view_as_real(freqs)[:, None].unbind(-1),
+    )
+    assert torch.equal(got, torch.stack([a * c - b * s, a * s + b * c], -1).flatten(3))
+
+
+def test_all_blocks_rotate_by_the_same_tables() -> None:
+    def blocks(x: Tensor, freqs: Tensor) -> Tensor:
+        return rotary(rotary(x, freqs) * 2, freqs)
+
+    x, freqs = torch.randn(1, 5, 3, 4), torch.polar(torch.ones(5, 2), torch.randn(5, 2))
+    gm, _ = rewrite(capture(blocks, x, freqs))
+    tables = [line for line in text(gm).splitlines() if line == "stack [5, 1, 2, 2]"]
+    assert len(tables) == 2
 
 
 def tables(n: Tensor) -> Tensor:

@@ -95,15 +95,18 @@ def masks(kind: str, batch: int, heads: int, length: int) -> Tensor:
         "SS": (length, length),
         "1HSS": (1, heads, length, length),
         "B1S1": (batch, 1, length, 1),
+        "BH1S": (batch, heads, 1, length),
+        "1S": (1, length),
+        "HSS": (heads, length, length),
     }[kind]
     mask = torch.rand(shape) > 0.4
     mask[..., 0] = True
     return mask
 
 
-@settings(max_examples=10)
+@settings(max_examples=14)
 @given(
-    kind=st.sampled_from(["B11S", "B1SS", "BHSS", "SS", "1HSS", "B1S1"]),
+    kind=st.sampled_from(["B11S", "B1SS", "BHSS", "SS", "1HSS", "B1S1", "BH1S", "1S", "HSS"]),
     additive=st.booleans(),
     image=st.integers(1, 16),
     text=st.integers(1, 9),

@@ -160,6 +160,8 @@ class _Decomposition:
         self.emit = Emitter(gm, "decompose_complex")
         self.parts: dict[fx.Node, Parts] = {}
         """Real and imaginary part of each complex node that has been rewritten."""
+        self.made: dict[str, fx.Node] = {}
+        """Every node that was added, by what it computes: all blocks rotate by the same tables."""
         self.moved: set[fx.Node] = set()
         """Real values in another memory order than the one that views of them were recorded for."""
 
@@ -185,6 +187,12 @@ class _Decomposition:
                 self.gm.graph.erase_node(node)
         return Border(inputs, outputs)
 
+    def _call(self, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        key = str((op, args, kwargs))
+        if key not in self.made:
+            self.made[key] = self.emit.call(op, *args, **kwargs)
+        return self.made[key]
+
     def _input(self, node: fx.Node) -> bool:
         """Take over one input; True if it becomes a real tensor."""
         if not _is_complex(node):
@@ -194,7 +202,7 @@ class _Decomposition:
         )
         shown = node
         if written:  # the graph writes into it, so it has to stay what it is
-            shown = self.emit.call(aten.view_as_real.default, node)
+            shown = self._call(aten.view_as_real.default, node)
         else:
             with self.emit.fake_mode:
                 node.meta["val"] = torch.view_as_real(node.meta["val"])
@@ -203,7 +211,7 @@ class _Decomposition:
 
     def _halves(self, pairs: fx.Node) -> Parts:
         select = aten.select.int
-        return self.emit.call(select, pairs, -1, 0), self.emit.call(select, pairs, -1, 1)
+        return self._call(select, pairs, -1, 0), self._call(select, pairs, -1, 1)
 
     def _output(self, node: fx.Node) -> tuple[int, ...]:
         positions: list[int] = []
@@ -212,7 +220,7 @@ class _Decomposition:
         for i, x in enumerate(values):
             if x in self.parts:
                 with self.emit.at(node):
-                    values[i] = self.emit.call(aten.stack.default, list(self.parts[x]), -1)
+                    values[i] = self._call(aten.stack.default, list(self.parts[x]), -1)
                 positions.append(i)
         node.args = (type(returned)(values),)
         return tuple(positions)
@@ -226,6 +234,7 @@ class _Decomposition:
             except _UnknownError:
                 for new in reversed([n for n in self.gm.graph.nodes if n not in before]):
                     self.gm.graph.erase_node(new)
+                self.made = {k: n for k, n in self.made.items() if n in before}
                 self._keep(node)
                 return
         if isinstance(found, fx.Node):
@@ -239,7 +248,7 @@ class _Decomposition:
         self.ctx.note("complex", node, "has no real form here and runs on complex tensors")
         with self.emit.at(node):
             whole = {
-                x: self.emit.call(aten.complex.default, *self.parts[x])
+                x: self._call(aten.complex.default, *self.parts[x])
                 for x in node.all_input_nodes
                 if x in self.parts and not isinstance(x.meta["val"], (tuple, list))
             }
@@ -249,7 +258,7 @@ class _Decomposition:
         self.moved.add(node)
         if isinstance(node.meta.get("val"), torch.Tensor) and _is_complex(node):
             with self.emit.at(node.next, origin=node):
-                self.parts[node] = self._halves(self.emit.call(aten.view_as_real.default, node))
+                self.parts[node] = self._halves(self._call(aten.view_as_real.default, node))
 
     def _check(self, node: fx.Node, found: fx.Node | Parts) -> None:
         """The parts must have the shape and the precision of the value that they stand for."""
@@ -267,7 +276,7 @@ class _Decomposition:
                     raise _UnknownError
 
     def _real_form(self, node: fx.Node) -> fx.Node | Parts:
-        call = self.emit.call
+        call = self._call
         op: Any = node.target
         args: tuple[Any, ...] = node.args
         if op is operator.getitem:
@@ -277,7 +286,7 @@ class _Decomposition:
         if op is aten.view_as_complex.default:
             return self._halves(args[0])
         if op is aten.view_as_real.default:
-            pairs = call(aten.stack.default, list(self._parts(args[0])), -1)
+            pairs = self._rotation(args[0]) or self._pairs(*self._parts(args[0]))
             return self.emit.restride(pairs, node.meta["val"].stride())
         if op in (aten.real.default, aten.imag.default):
             return self._parts(args[0])[op is aten.imag.default]
@@ -315,14 +324,14 @@ class _Decomposition:
                 return self.parts[x]
             if _is_complex(x):
                 raise _UnknownError
-            return x, self.emit.call(aten.zeros_like.default, x)
+            return x, self._call(aten.zeros_like.default, x)
         return (x.real, x.imag) if isinstance(x, complex) else (x, 0)
 
     def _times(self, a: Any, b: Any) -> fx.Node:
         if not isinstance(a, fx.Node):
             a, b = b, a
         op = aten.mul.Tensor if isinstance(b, fx.Node) else aten.mul.Scalar
-        return self.emit.call(op, a, b)
+        return self._call(op, a, b)
 
     def _product(self, x: Any, y: Any) -> Parts:
         if not self._two(x) or not self._two(y):
@@ -330,9 +339,36 @@ class _Decomposition:
             return self._times(re, factor), self._times(im, factor)
         (a, b), (c, d) = self._parts(x), self._parts(y)
         return (
-            self.emit.call(aten.sub.Tensor, self._times(a, c), self._times(b, d)),
-            self.emit.call(aten.add.Tensor, self._times(a, d), self._times(b, c)),
+            self._call(aten.sub.Tensor, self._times(a, c), self._times(b, d)),
+            self._call(aten.add.Tensor, self._times(a, d), self._times(b, c)),
         )
+
+    def _pairs(self, re: fx.Node, im: fx.Node) -> fx.Node:
+        return self._call(aten.stack.default, [re, im], -1)
+
+    def _rotation(self, product: fx.Node) -> fx.Node | None:
+        """``view_as_real(view_as_complex(x) * (c + si))`` as ``x * [c, c] + [-im, re] * [s, s]``.
+
+        The same numbers as the pair of products, to the last bit, but what comes last is an
+        elementwise op, into which the packing for an all-to-all folds; and it is the form that
+        fused rotary kernels know.
+        """
+        if product.target is not aten.mul.Tensor:
+            return None
+        for x, z in (product.args, product.args[::-1]):
+            if not isinstance(x, fx.Node) or x.target is not aten.view_as_complex.default:
+                continue
+            if z not in self.parts:
+                continue
+            re, im = self.parts[x]
+            c, s = self.parts[z]  # type: ignore[index]
+            turned = self._pairs(self._call(aten.neg.default, im), re)
+            return self._call(
+                aten.add.Tensor,
+                self._times(x.args[0], self._pairs(c, c)),
+                self._times(turned, self._pairs(s, s)),
+            )
+        return None
 
     def _cast(self, node: fx.Node) -> fx.Node | Parts:
         if not _is_complex(node):
@@ -342,7 +378,7 @@ class _Decomposition:
             kwargs["dtype"] = node.meta["val"].dtype.to_real()
         op: Any = node.target
         re, im = self._parts(node.args[0])
-        return self.emit.call(op, re, **kwargs), self.emit.call(op, im, **kwargs)
+        return self._call(op, re, **kwargs), self._call(op, im, **kwargs)
 
     def _fill(self, node: fx.Node, position: int) -> Parts:
         """What makes a constant, whose value is the argument at `position` or in the op's name."""
@@ -360,7 +396,7 @@ class _Decomposition:
         parts = []
         for i, each in enumerate((op, CONSTANTS.get(op, op))):
             args = fx.map_arg(node.args[:position], lambda n, i=i: self.parts.get(n, (n, n))[i])  # type: ignore[misc]
-            parts.append(self.emit.call(each, *args, *values[i], **kwargs))
+            parts.append(self._call(each, *args, *values[i], **kwargs))
         return parts[0], parts[1]
 
     def _each(self, node: fx.Node) -> Parts:
@@ -381,7 +417,7 @@ class _Decomposition:
             if op in (aten.view.default, aten._unsafe_view.default):
                 out.append(self.emit.view(args[0], args[1]))
             else:
-                out.append(self.emit.call(op, *args, **kwargs))
+                out.append(self._call(op, *args, **kwargs))
         return out[0], out[1]
 
 
