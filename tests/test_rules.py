@@ -247,7 +247,11 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "one token broadcast": (aten.add.Tensor, split(0, 1, 3, **ONE), whole(4, 3)),
     "one token squeezed": (aten.squeeze.dim, split(1, 2, 1, 3, **ONE), 1),
     "repeated sequence": (aten.repeat.default, split(0, 9, 3), [2, 1]),
-    "padded sequence": (aten.constant_pad_nd.default, split(0, 9, 3), [0, 0, 0, 1]),
+    "sequence cut by negative padding": (
+        aten.constant_pad_nd.default,
+        split(0, 9, 3),
+        [0, 0, 0, -1],
+    ),
     "overwritten rows": (aten.slice_scatter.default, split(0, 9, 3), whole(2, 3), 0, 0, 2),
     "overwritten row": (aten.select_scatter.default, split(0, 9, 3), whole(3), 0, 1),
     "joined along a merged dim": (aten.cat.default, [split(0, 18, 3, outer=2), whole(4, 3)]),

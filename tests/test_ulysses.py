@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simulator import capture, simulate
-from toy import CrossAttention, HigherOrder, JointAttention, SelfAttention
+from toy import CrossAttention, HigherOrder, JointAttention, SelfAttention, Sliced
 
 RANKS = st.sampled_from([2, 3, 4, 8])
 TOLERANCE = 1e-5
@@ -138,6 +138,13 @@ def test_cross_attention_with_whole_keys_costs_nothing(
     if mask is not None:
         mask[..., 0] = True
     check(CrossAttention(12, 3), a, b, mask, ranks=ranks, all_to_alls=4)
+
+
+@settings(max_examples=6)
+@given(length=st.integers(2, 30), share=st.floats(0.1, 0.9), ranks=RANKS)
+def test_a_slice_inside_the_sequence_makes_segments(length: int, share: float, ranks: int) -> None:
+    keep = min(length - 1, max(1, int(length * share)))
+    check(Sliced(keep), torch.randn(2, length, 12), ranks=ranks, all_to_alls=12, gathers=2)
 
 
 def test_a_higher_order_op_runs_whole_and_all_around_it_is_split() -> None:

@@ -106,3 +106,17 @@ class HigherOrder(nn.Module):
         x = self.before(x)
         q = x.unflatten(-1, (1, 16)).transpose(1, 2)
         return self.after(flex_attention(q, q, q).transpose(1, 2).flatten(2))
+
+
+class Sliced(nn.Module):
+    """Rows are taken from within the sequence, and attend on their own; others are padded."""
+
+    def __init__(self, keep: int) -> None:
+        super().__init__()
+        self.keep = keep
+        self.first, self.second, self.third = Block(12, 3), Block(12, 3), Block(12, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(x)
+        head = self.second(x[:, : self.keep])
+        return head, self.third(F.pad(x[:, self.keep :], (0, 0, 0, 2), value=0.5))

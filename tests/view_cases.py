@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ascend_sp.passes.sharding.layout import Shard
+from ascend_sp.passes.sharding.layout import REPLICATE, Sequence, Shard
 from ascend_sp.passes.sizes import product
 from brute_force import Placed
 from rule_cases import CASES, TO_THE_END, Draw, case
@@ -190,8 +190,27 @@ def _(g: Draw, op: Any) -> Any:
     return xs[:: g.pick(1, -1)], g.dim(len(shape) + 1)
 
 
+def _scatter_of_segments(g: Draw) -> Any:
+    """Rows that begin and end between segments."""
+    lengths = [g.integer(1, 5) for _ in range(g.integer(1, 4))]
+    i = g.integer(0, len(lengths) - 1)
+    j = g.integer(i + 1, len(lengths))
+    start, end, dim = sum(lengths[:i]), sum(lengths[:j]), g.integer(0, 1)
+    sizes = (sum(lengths), end - start)
+    base, src = ([2, n] if dim else [n, 2] for n in sizes)
+    which = g.integer(0, 2)
+    whole, part = Sequence(tuple(lengths)), Sequence(tuple(lengths[i:j]))
+    return (
+        Placed(g.values(base), REPLICATE if which == 0 else Shard(dim, whole)),
+        Placed(g.values(src), REPLICATE if which == 1 else Shard(dim, part)),
+        *(dim, start, end),
+    )
+
+
 @case(aten.slice_scatter.default)
 def _(g: Draw, op: Any) -> Any:
+    if g.flag():
+        return _scatter_of_segments(g)
     shape = g.shape(g.pick(3, 3, 2, 1))
     dim = g.short_dim(shape)
     start = g.integer(0, shape[dim] - 1)

@@ -14,10 +14,20 @@ minor factor of a merged dim, which is why `Shard` has `outer` and `inner`.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from ascend_sp.passes.sizes import Size, ceil_div, divide, equal, product, total
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A place inside a segment where something cuts the sequence; it could be two segments."""
+
+    seed: str
+    """The value in which the segment starts out."""
+    offset: int
+    """Rows of that value in front of the cut."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,50 @@ class Sequence:
     """The split axis: its segments' global lengths, in tokens, in the order of the tensor."""
 
     lengths: tuple[Size, ...]
+    origins: tuple[Seam | None, ...] = field(default=(), compare=False)
+    """For each segment, where it begins in the value that it was cut from; empty: not known."""
+
+    @staticmethod
+    def joined(parts: Seq[Sequence]) -> Sequence:
+        """`parts` one behind the other."""
+        lengths = tuple(n for p in parts for n in p.lengths)
+        return Sequence(lengths, tuple(o for p in parts for o in p._origins()))
+
+    def part(self, first: int, last: int) -> Sequence:
+        """Segments ``[first, last)``."""
+        return Sequence(self.lengths[first:last], self._origins()[first:last])
+
+    def _origins(self) -> tuple[Seam | None, ...]:
+        return self.origins or (None,) * len(self.lengths)
+
+    def seams(self, *positions: Size) -> tuple[Seam, ...]:
+        """The cuts that rows `positions` would make inside segments, as far as they are known."""
+        found = []
+        for position in positions:
+            start = 0
+            for length, origin in zip(self.lengths, self._origins(), strict=True):
+                if not isinstance(length, int) or not isinstance(position, int):
+                    break
+                if start < position < start + length and origin is not None:
+                    found.append(Seam(origin.seed, origin.offset + position - start))
+                start += length
+        return tuple(found)
+
+    def cut_at(self, seam: Seam) -> Sequence:
+        """The same sequence with the segment that `seam` lies in made two."""
+        lengths: list[Size] = []
+        origins: list[Seam | None] = []
+        for length, origin in zip(self.lengths, self._origins(), strict=True):
+            inside = 0
+            if origin is not None and origin.seed == seam.seed and isinstance(length, int):
+                inside = seam.offset - origin.offset
+            if isinstance(length, int) and 0 < inside < length:
+                lengths += [inside, length - inside]
+                origins += [origin, seam]
+            else:
+                lengths.append(length)
+                origins.append(origin)
+        return Sequence(tuple(lengths), tuple(origins))
 
     @property
     def total(self) -> Size:

@@ -7,12 +7,21 @@ changed; the result is a `Plan`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import fx
 
 from ascend_sp.passes._pytorch import OpOverload
 from ascend_sp.passes.context import PassContext, source_line
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard, same
+from ascend_sp.passes.sharding.layout import (
+    REPLICATE,
+    Placement,
+    Seam,
+    Sequence,
+    Shard,
+    same,
+)
 from ascend_sp.passes.sharding.plan import (
     Plan,
     call_of,
@@ -26,6 +35,8 @@ from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import attention as attention_op
 
 PLAN = "sharding plan"
+MAX_CUTS = 32
+"""Segments that are made at most of what the model slices; each costs a walk over the graph."""
 
 
 def propagate_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
@@ -43,6 +54,9 @@ def propagate(
     plan = Plan(world)
     position = {n: i for i, n in enumerate(nodes)}
     hopeless: set[fx.Node] = set()
+    # Behind the last attention values are gathered anyway.
+    last = max((n for n in nodes if n.target is attention_op), default=nodes[0])
+    cuts = 0
     i = 0
     while i < len(nodes):
         node = nodes[i]
@@ -54,12 +68,42 @@ def propagate(
                 if n not in plan.seeds
             }
             if new:
-                plan.seeds.update(new)
+                plan.seeds.update((n, _named(n, s)) for n, s in new.items())
                 i = min(position[n] for n in new)
                 continue
             hopeless.add(node)
+        seams = _seams(plan, node) if node < last else ()
+        if seams and cuts < MAX_CUTS:
+            cuts += 1
+            i = min(position[_cut(plan, s)] for s in seams)
+            continue
         i += 1
     return plan
+
+
+def _named(seed: fx.Node, split: Shard) -> Shard:
+    """`split` with every segment knowing which rows of `seed` it is."""
+    lengths, offsets = split.seq.lengths, [0]
+    for n in lengths[:-1]:
+        if not isinstance(n, int):
+            return split
+        offsets.append(offsets[-1] + n)
+    return replace(split, seq=Sequence(lengths, tuple(Seam(seed.name, o) for o in offsets)))
+
+
+def _seams(plan: Plan, node: fx.Node) -> tuple[Seam, ...]:
+    """Where seeds could be cut in two so that `node` runs on shards."""
+    found = plan.refusals.get(node)
+    names = {n.name for n in plan.seeds}
+    return tuple(s for s in found.seams if s.seed in names) if isinstance(found, Reshard) else ()
+
+
+def _cut(plan: Plan, seam: Seam) -> fx.Node:
+    """Make two segments of one; the seed that it is in."""
+    seed = next(n for n in plan.seeds if n.name == seam.seed)
+    split = plan.seeds[seed]
+    plan.seeds[seed] = replace(split, seq=split.seq.cut_at(seam))
+    return seed
 
 
 def _sharded(plan: Plan, node: fx.Node) -> bool:

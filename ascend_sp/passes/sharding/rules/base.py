@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ascend_sp.passes._pytorch import OpOverload, tree_leaves
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
+from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Seam, Shard
 from ascend_sp.passes.sizes import Size, product
 
 
@@ -108,6 +108,8 @@ class Reshard:
     """The op needs its operands whole."""
 
     reason: str
+    seams: tuple[Seam, ...] = ()
+    """Cuts that, were they borders of segments, would spare it."""
 
 
 @dataclass(frozen=True)

@@ -141,9 +141,10 @@ def slice_(call: Call) -> Answer:
         return Reshard("a dim that merges the sequence with another axis is sliced")
     cut = split.seq.cut(*where)
     if cut is None:
-        return Reshard(f"slice {where[0]}:{where[1]} falls inside a segment of [{split.seq}]")
+        why = f"slice {where[0]}:{where[1]} falls inside a segment of [{split.seq}]"
+        return Reshard(why, split.seq.seams(*where))
     begin, end = _local_range(split.seq, cut, call.world)
-    kept = Shard(dim, Sequence(split.seq.lengths[cut[0] : cut[1]]))
+    kept = Shard(dim, split.seq.part(*cut))
     return unary(call, kept, args={1: dim, 2: begin, 3: end})
 
 
@@ -187,8 +188,9 @@ def split(call: Call) -> Answer:
     for shape in call.outputs:
         cut = x.shard.seq.cut(start, start + shape[dim])
         if cut is None:
-            return Reshard(f"the split falls inside a segment of [{x.shard.seq}]")
-        piece = Shard(dim, Sequence(x.shard.seq.lengths[cut[0] : cut[1]]))
+            why = f"the split falls inside a segment of [{x.shard.seq}]"
+            return Reshard(why, x.shard.seq.seams(start, start + shape[dim]))
+        piece = Shard(dim, x.shard.seq.part(*cut))
         pieces.append(piece)
         sizes.append(piece.local_size(call.world))
         start = start + shape[dim]
@@ -221,10 +223,9 @@ def cat(call: Call) -> Answer:
     inputs = [_along(x, dim) for x in xs]
     if any(p is None for p in inputs):
         return Reshard("tensors split along different axes are concatenated")
-    lengths = tuple(n for p in inputs if p is not None for n in p.seq.lengths)
-    return Local(
-        tuple(p for p in inputs if p is not None), (Shard(dim, Sequence(lengths)),), {1: dim}
-    )
+    found = tuple(p for p in inputs if p is not None)
+    joined = Sequence.joined([p.seq for p in found])
+    return Local(found, (Shard(dim, joined),), {1: dim})
 
 
 def _along(x: Operand, dim: int) -> Shard | None:
@@ -245,13 +246,33 @@ def stack(call: Call) -> Answer:
 
 @rule(aten.slice_scatter.default)
 def slice_scatter(call: Call) -> Answer:
-    """``[b, s, c], [b, s, c'] -> [b, s, c]``, written into a dim that is not split."""
-    base, _ = call.operands
+    """``[b, s, c], [b, s', c] -> [b, s, c]``: whole segments are written, or another dim."""
+    base, written = call.operands
     split = call.leader.shard
     dim = normal_dim(call.argument(2, "dim", 0), base.ndim)
-    if dim == split.dim:
-        return Reshard("rows of the sequence are overwritten")
-    return Local((split, split), (split,))
+    if dim != split.dim:
+        return Local((split, split), (split,))
+    where = bounds(call.argument(3, "start"), call.argument(4, "end"), base.shape[dim])
+    if where is None or not equal(as_size(call.argument(5, "step", 1)), 1):
+        return Reshard("rows of the sequence are overwritten with a step")
+    if not split.whole_dim():
+        return Reshard("a dim that merges the sequence with another axis is overwritten")
+    if isinstance(base.placement, Shard):
+        whole = at_dim(base.shape, base.placement, dim)
+    else:  # its segments follow those of what is written
+        own = at_dim(written.shape, written.shard, dim)
+        ends = (where[0], base.shape[dim] - where[1])
+        before, after = (Sequence((n,) if not equal(n, 0) else ()) for n in ends)
+        whole = own and Shard(dim, Sequence.joined([before, own.seq, after]))
+    if whole is None:
+        return Reshard("tensors split along different axes are written into each other")
+    cut = whole.seq.cut(*where)
+    if cut is None:
+        why = f"rows {where[0]}:{where[1]} end inside a segment of [{whole.seq}]"
+        return Reshard(why, whole.seq.seams(*where))
+    begin, end = _local_range(whole.seq, cut, call.world)
+    part = Shard(dim, whole.seq.part(*cut))
+    return Local((whole, part), (whole,), args={2: dim, 3: begin, 4: end})
 
 
 @rule(aten.select_scatter.default)
@@ -270,11 +291,16 @@ def select_scatter(call: Call) -> Answer:
 
 @rule(aten.constant_pad_nd.default)
 def constant_pad(call: Call) -> Answer:
-    """``[b, s, c] -> [b, s, c']``; padding the sequence itself needs all of it."""
+    """``[b, s, c] -> [b, s+p, c']``: rows that are added to the sequence are segments of it."""
     x = call.operands[0]
     pad = list(call.argument(1, "pad"))
-    from_end = x.ndim - 1 - x.shard.dim
-    own = pad[2 * from_end : 2 * from_end + 2]
-    if any(not equal(as_size(p), 0) for p in own):
-        return Reshard("the sequence axis is padded")
-    return unary(call, x.shard)
+    at = 2 * (x.ndim - 1 - x.shard.dim)
+    own = [as_size(p) for p in pad[at : at + 2]] or [0, 0]
+    if all(equal(p, 0) for p in own):
+        return unary(call, x.shard)
+    if not x.shard.whole_dim() or not all(isinstance(p, int) and p >= 0 for p in own):
+        return Reshard("the sequence axis is cut by a negative padding")
+    before, after = (Sequence((p,) if p else ()) for p in own)
+    pad[at : at + 2] = [before.local(call.world), after.local(call.world)]
+    longer = Shard(x.shard.dim, Sequence.joined([before, x.shard.seq, after]))
+    return unary(call, longer, args={1: pad})
