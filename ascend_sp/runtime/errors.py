@@ -29,3 +29,7 @@ class CollectiveError(AscendSPError):
 
 class VerificationError(AscendSPError):
     """A pass left a graph that breaks the compiler's invariants: a bug in ascend_sp."""
+
+
+class TextEncoderError(AscendSPError):
+    """A text encoder cannot be split or loaded, or its split is proved wrong."""
