@@ -238,7 +238,7 @@ def _per_head(
             tables[name] = Cut(1, (QUERY,), 1)
         elif name not in linears:
             for p_name, p in child.named_parameters():
-                if {heads * width, kv_heads * width} & set(p.shape):
+                if {heads * width, kv_heads * width} & set(p.shape) - {width}:
                     raise _Whole(f"{name}.{p_name} {list(p.shape)} mixes the heads")
     for name, p in module.named_parameters(recurse=False):
         dims = [d for d, n in enumerate(p.shape) if n == heads]

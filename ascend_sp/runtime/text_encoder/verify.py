@@ -122,11 +122,15 @@ class Proof:
         self, weights: dict[str, Tensor], inputs: Any, headed: Headed, whole: list[Any]
     ) -> bool:
         """Whether a wrong split of each projection would show with these inputs."""
-        for child in self.structure.columns:
+        for child, blocks in self.structure.columns.items():
             name = f"{child}.weight"
-            rolled = {**weights, name: weights[name].roll(1, 0)}
-            if same(whole, self._run(self._copy(rolled), inputs, headed, None)):
-                return False
+            sizes = [self.structure.totals[kind] * self.structure.width for kind in blocks]
+            for i in range(len(blocks)):
+                parts = list(weights[name].split(sizes))
+                parts[i] = parts[i].roll(1, 0)
+                other = self._copy({**weights, name: torch.cat(parts)})
+                if same(whole, self._run(other, inputs, headed, None)):
+                    return False
         return True
 
     def _compare(self, whole: list[Any], parts: list[list[Any]]) -> dict[int, tuple[int, Share]]:
