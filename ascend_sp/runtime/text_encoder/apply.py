@@ -200,13 +200,15 @@ def as_parameter(local: Tensor, like: nn.Parameter) -> nn.Parameter:
 
 
 def _device_type(encoder: nn.Module) -> str:
+    """Where the weights are; for those on ``meta``, where the process group works."""
     for parameter in encoder.parameters():
         if not parameter.is_meta:
             return parameter.device.type
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+    if not (dist.is_available() and dist.is_initialized()):
         return "cpu"
     accelerator = torch.accelerator.current_accelerator()
-    return accelerator.type if accelerator else "cpu"
+    devices = [pair.split(":")[0] for pair in str(dist.get_backend_config()).split(",")]
+    return accelerator.type if accelerator and accelerator.type in devices else "cpu"
 
 
 def _world_mesh(device_type: str) -> DeviceMesh:

@@ -15,6 +15,7 @@ from ascend_sp.runtime.errors import TextEncoderError
 from ascend_sp.runtime.text_encoder.verify import Headed, Proof
 
 Forward = Callable[..., Any]
+_REASON = "parallelize_text_encoder proves its split when a module is first called"
 
 
 def watch(encoder: nn.Module, proofs: list[Proof]) -> None:
@@ -104,7 +105,7 @@ class _Watch:
 def _wrap(module: nn.Module, wrap: Callable[[Forward], Forward]) -> None:
     """Put a wrapper that Dynamo does not compile around `module.forward`."""
     before = module.forward
-    module.forward = torch.compiler.disable(functools.wraps(before)(wrap(before)))
+    module.forward = torch.compiler.disable(functools.wraps(before)(wrap(before)), reason=_REASON)
 
 
 def _restorer(module: nn.Module) -> Callable[[], None]:
