@@ -36,7 +36,7 @@ def t5(heads: int = 5, layers: int = 2) -> nn.Module:
     return seeded(
         T5EncoderModel(
             T5Config(
-                vocab_size=97,
+                vocab_size=407,
                 d_model=36,
                 d_kv=8,
                 d_ff=61,
@@ -57,7 +57,7 @@ def qwen3(heads: int = 6, kv_heads: int = 2, layers: int = 2) -> nn.Module:
     return seeded(
         Qwen3Model(
             Qwen3Config(
-                vocab_size=97,
+                vocab_size=407,
                 hidden_size=40,
                 intermediate_size=75,
                 num_hidden_layers=layers,
@@ -76,7 +76,7 @@ def qwen_vl(heads: int = 7, kv_heads: int = 1, vision_heads: int = 3) -> nn.Modu
         Qwen2_5_VLForConditionalGeneration(
             Qwen2_5_VLConfig(
                 text_config={
-                    "vocab_size": 97,
+                    "vocab_size": 408,
                     "hidden_size": width,
                     "intermediate_size": 77,
                     "num_hidden_layers": 2,
@@ -111,13 +111,13 @@ def clip(heads: int = 3) -> nn.Module:
     return seeded(
         CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=97,
+                vocab_size=407,
                 hidden_size=8 * heads,
                 intermediate_size=50,
                 num_hidden_layers=2,
                 num_attention_heads=heads,
                 max_position_embeddings=32,
-                eos_token_id=96,
+                eos_token_id=406,
             )
         )
     )

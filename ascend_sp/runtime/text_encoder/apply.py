@@ -22,9 +22,16 @@ from torch.distributed.tensor.parallel import (
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import TextEncoderError
 from ascend_sp.runtime.text_encoder.find import Found, find
-from ascend_sp.runtime.text_encoder.report import Row, TextEncoderReport
+from ascend_sp.runtime.text_encoder.report import TextEncoderReport, held_bytes, make_report
 from ascend_sp.runtime.text_encoder.split import Piece, piece_of
 from ascend_sp.runtime.text_encoder.verify import Proof
+from ascend_sp.runtime.text_encoder.vocabulary import (
+    CUT,
+    ROWS,
+    Vocabulary,
+    find_vocabularies,
+    parallelize,
+)
 from ascend_sp.runtime.text_encoder.watch import watch
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve, sequence_dim
 
@@ -120,22 +127,29 @@ def parallelize_text_encoder(
         )
     found, whole = find(encoder, exclude)
     _check(encoder, found, whole, exclude)
-    bytes_before = {n: _bytes(p) for n, p in encoder.named_parameters()}
+    before = held_bytes(encoder)
     if topology.size == 1:
-        return _report(
-            encoder, Record(), [], whole | {f.name: "one rank" for f in found}, bytes_before
-        )
+        whole |= {f.name: "one rank" for f in found}
+        return make_report(encoder, 1, {}, whole, before, ())
     facts = {"encoder": type(encoder).__name__, "split": _digest(encoder, found)}
     guards.agree(topology, facts, _TIMEOUT)
     record = Record(topology, sequence_dim(mesh) if mesh else _world_mesh(device))
     proofs: dict[object, Proof] = {}
+    split = {}
     for f in found:
         if verify and f.signature not in proofs:
             proofs[f.signature] = Proof(f, topology.size)
         _split(f, record)
+        split[f.name] = f.structure.described(f.structure.shares(topology.size))
+    vocabularies, kept = find_vocabularies(encoder, topology.size, exclude, record.pieces.keys())
+    for v in vocabularies:
+        _split_vocabulary(encoder, v, record)
+        split[v.names[0]] = v.described()
+        for name in v.names:
+            whole.pop(name.rpartition(".")[0], None)
     _records[encoder] = record
     watch(encoder, list(proofs.values()))
-    return _report(encoder, record, found, whole, bytes_before)
+    return make_report(encoder, topology.size, split, whole | kept, before, record.pieces.keys())
 
 
 def _check(
@@ -180,6 +194,16 @@ def _split(found: Found, record: Record) -> None:
         setattr(module, name, value)
 
 
+def _split_vocabulary(encoder: nn.Module, vocabulary: Vocabulary, record: Record) -> None:
+    assert record.mesh is not None
+    for name in vocabulary.parameters:
+        old = encoder.get_parameter(name)
+        piece = piece_of(CUT, {ROWS: vocabulary.share}, record.topology.rank, old.shape)
+        record.pieces[name] = piece
+        _set(encoder, name, piece.take(old.detach()), record.mesh, Shard(0))
+    parallelize(encoder, vocabulary, record.mesh)
+
+
 def _set(
     module: nn.Module, name: str, local: Tensor, mesh: DeviceMesh, place: Placement | None
 ) -> None:
@@ -219,64 +243,3 @@ def _digest(encoder: nn.Module, found: list[Found]) -> str:
     shapes = [(n, tuple(p.shape), str(p.dtype)) for n, p in encoder.named_parameters()]
     text = repr((shapes, [(f.name, f.structure) for f in found]))
     return f"{len(found)} modules, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _bytes(parameter: Tensor) -> int:
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return local.numel() * local.element_size()
-
-
-def _report(
-    encoder: nn.Module,
-    record: Record,
-    found: list[Found],
-    whole: dict[str, str],
-    before: dict[str, int],
-) -> TextEncoderReport:
-    after = {n: _bytes(p) for n, p in encoder.named_parameters()}
-    size = record.topology.size
-    split = tuple(
-        _row(
-            encoder,
-            f.name,
-            f"{f.structure.kind}, {f.structure.described(f.structure.shares(size))}",
-            before,
-            after,
-        )
-        for f in found
-    )
-    embeddings = {
-        n: "an embedding"
-        for n, m in encoder.named_modules()
-        if isinstance(m, nn.Embedding) and f"{n}.weight" not in record.pieces
-    }
-    return TextEncoderReport(
-        ranks=size,
-        split=split,
-        whole=tuple(
-            _row(encoder, n, why, before, after) for n, why in {**whole, **embeddings}.items()
-        ),
-        bytes_whole=sum(before.values()),
-        bytes_local=sum(after.values()),
-        bytes_sharded=sum(before[n] for n in record.pieces),
-        bytes_sharded_local=sum(after[n] for n in record.pieces),
-    )
-
-
-def _row(
-    encoder: nn.Module, name: str, how: str, before: dict[str, int], after: dict[str, int]
-) -> Row:
-    """A module with the bytes of its own parameters and of its Linears'."""
-    module = encoder.get_submodule(name)
-    mine = [n for n, _ in module.named_parameters(recurse=False)]
-    for child, m in module.named_children():
-        if isinstance(m, (nn.Linear, nn.Embedding)):
-            mine += [f"{child}.{n}" for n, _ in m.named_parameters()]
-    full = [f"{name}.{n}".lstrip(".") for n in mine]
-    return Row(
-        name,
-        type(module).__name__,
-        how,
-        sum(before.get(n, 0) for n in full),
-        sum(after.get(n, 0) for n in full),
-    )

@@ -76,8 +76,8 @@ class Structure:
         per_rank = {kind: share.local for kind, share in shares.items()}
         if self.kind == "attention":
             q, kv = self.totals[QUERY], self.totals[KV]
-            return f"{q} heads, {kv} K/V: {per_rank[QUERY]} and {per_rank[KV]} a rank"
-        return f"{self.totals[INNER]} features: {per_rank[INNER]} a rank"
+            return f"attention, {q} heads, {kv} K/V: {per_rank[QUERY]} and {per_rank[KV]} a rank"
+        return f"feed-forward, {self.totals[INNER]} features: {per_rank[INNER]} a rank"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def find(encoder: nn.Module, excluded: Sequence[str]) -> tuple[list[Found], dict
         linears = {n: c for n, c in module.named_children() if isinstance(c, nn.Linear)}
         if not linears:
             continue
-        if any(fnmatch(name, e) or name.startswith(f"{e}.") for e in excluded):
+        if is_excluded(name, excluded):
             whole[name] = "excluded"
             continue
         try:
@@ -121,6 +121,11 @@ def find(encoder: nn.Module, excluded: Sequence[str]) -> tuple[list[Found], dict
         except _Whole as reason:
             whole[name] = str(reason)
     return found, whole
+
+
+def is_excluded(name: str, excluded: Sequence[str]) -> bool:
+    """Whether `excluded` names a module or what it is in; ``*`` stands for anything."""
+    return any(fnmatch(name, e) or fnmatch(name, f"{e}.*") for e in excluded)
 
 
 class _Whole(Exception):  # noqa: N818

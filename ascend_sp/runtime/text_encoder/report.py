@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,53 @@ def _table(title: str, rows: Sequence[Row]) -> list[str]:
         names = first if len(same) == 1 else f"{first}, ... ({len(same)})"
         lines.append(f"  {title}  {_mib(whole)} -> {_mib(local)}  {module}  {names}: {how}")
     return lines
+
+
+def held_bytes(encoder: nn.Module) -> dict[str, int]:
+    """Bytes that this rank holds of each parameter."""
+    return {
+        n: (p.to_local() if isinstance(p, DTensor) else p).nbytes
+        for n, p in encoder.named_parameters()
+    }
+
+
+def make_report(
+    encoder: nn.Module,
+    ranks: int,
+    split: Mapping[str, str],
+    whole: Mapping[str, str],
+    before: Mapping[str, int],
+    parameters: Collection[str],
+) -> TextEncoderReport:
+    """The report, from what was done.
+
+    Args:
+        encoder: as it is now.
+        ranks: P.
+        split: how each module is split, by name.
+        whole: why each other one is not.
+        before: bytes of each parameter of the whole.
+        parameters: names of those that are split.
+    """
+    after = held_bytes(encoder)
+
+    def row(name: str, how: str) -> Row:
+        """A module with the bytes of its own parameters, and of its Linears' and tables'."""
+        module = encoder.get_submodule(name)
+        mine = [n for n, _ in module.named_parameters(recurse=False)]
+        for child, m in module.named_children():
+            if isinstance(m, nn.Linear) or f"{name}.{child}.weight" in parameters:
+                mine += [f"{child}.{n}" for n, _ in m.named_parameters()]
+        full = [f"{name}.{n}".lstrip(".") for n in mine]
+        sizes = (sum(bytes_.get(n, 0) for n in full) for bytes_ in (before, after))
+        return Row(name, type(module).__name__, how, *sizes)
+
+    return TextEncoderReport(
+        ranks=ranks,
+        split=tuple(row(n, how) for n, how in split.items()),
+        whole=tuple(row(n, why) for n, why in whole.items()),
+        bytes_whole=sum(before.values()),
+        bytes_local=sum(after.values()),
+        bytes_sharded=sum(before.get(n, 0) for n in parameters),
+        bytes_sharded_local=sum(after.get(n, 0) for n in parameters),
+    )
