@@ -26,6 +26,7 @@ from ascend_sp.runtime.text_encoder.split import (
     share_evenly,
     share_heads,
 )
+from ascend_sp.runtime.text_encoder.vocabulary import find_vocabularies
 from encoders import MODELS, inputs, outputs, seeded
 from processes import errors, run, values
 
@@ -204,6 +205,36 @@ def unit_bytes(whole: nn.Module, name: str) -> int:
     totals = found.structure.totals
     units = totals["kv"] if "kv" in totals else totals["inner"]
     return rest + sum(found.module.get_parameter(n).nbytes for n in cuts) // units
+
+
+def test_vocabularies() -> None:
+    found = find_vocabularies
+    names = ("model.language_model.embed_tokens", "lm_head")
+    model = MODELS["qwen_vl"]()  # 408 rows
+    assert [v.names for v in found(model, 3, (), ())[0]] == [(n,) for n in names]
+    # Logits of padding would be outputs, so a projection must divide; a lookup need not.
+    assert [v.names for v in found(model, 5, (), ())[0]] == [(names[0],)]
+    assert [v.names for v in found(model, 3, ["lm_*"], ())[0]] == [(names[0],)]
+    model.lm_head.weight = model.get_input_embeddings().weight
+    assert [v.names for v in found(model, 3, (), ())[0]] == [names]
+    split, whole = found(model, 5, (), ())
+    assert not split and "5 does not divide them" in whole[names[0]]
+
+
+def tied(rank: int, world: int) -> tuple[float, bool]:
+    model = MODELS["qwen_vl"]()
+    embed = model.get_input_embeddings()
+    model.lm_head.weight = embed.weight
+    call = inputs(model)
+    want = outputs(model, call)
+    report = ascend_sp.parallelize_text_encoder(model, exclude=["model.visual"])
+    assert {r.how for r in report.whole if "visual" in r.name} == {"excluded"}
+    return off(outputs(model, call), want), model.lm_head.weight is embed.weight
+
+
+def test_a_tied_projection() -> None:
+    for got, same in values(run(tied, 2)):
+        assert got <= LIMIT and same
 
 
 def others(rank: int, world: int) -> dict[str, float]:
@@ -578,7 +609,7 @@ def test_wrong_use() -> None:
             (
                 ("TextEncoderError: CLIPTextModel is parallelized already", "once"),
                 ("TopologyError: the mesh has 2 dims", "sp"),
-                ("TextEncoderError: exclude=['absent'] names no module", "layers.0.self_attn"),
+                ("TextEncoderError: exclude names 'absent'", "layers.0.self_attn"),
                 ("TextEncoderError: found nothing to split in Sequential", "one Linear"),
                 ("TextEncoderError: encoder must be a torch.nn.Module, not str",),
                 ("RankMismatchError", "split on rank(s) [1]"),

@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import (
 
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import TextEncoderError
-from ascend_sp.runtime.text_encoder.find import Found, find
+from ascend_sp.runtime.text_encoder.find import Found, find, is_excluded
 from ascend_sp.runtime.text_encoder.report import TextEncoderReport, held_bytes, make_report
 from ascend_sp.runtime.text_encoder.split import Piece, piece_of
 from ascend_sp.runtime.text_encoder.verify import Proof
@@ -156,11 +156,13 @@ def _check(
     encoder: nn.Module, found: list[Found], whole: dict[str, str], exclude: Sequence[str]
 ) -> None:
     name = type(encoder).__name__
-    if exclude and "excluded" not in whole.values():
-        owners = [f.name for f in found][:4] + list(whole)[:4]
-        raise TextEncoderError(
-            f"exclude={list(exclude)} names no module of {name} with Linears. Such are: {owners}."
-        )
+    names = [n for n, _ in encoder.named_modules()]
+    for e in exclude:
+        if not any(is_excluded(n, [e]) for n in names):
+            some = [f.name for f in found][:4]
+            raise TextEncoderError(
+                f"exclude names {e!r}, and no module of {name} is called that. Such are {some}."
+            )
     if not found:
         reasons = "; ".join(f"{n or '(root)'}: {r}" for n, r in list(whole.items())[:8])
         raise TextEncoderError(

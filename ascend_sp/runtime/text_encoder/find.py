@@ -109,7 +109,8 @@ def find(encoder: nn.Module, excluded: Sequence[str]) -> tuple[list[Found], dict
         linears = {n: c for n, c in module.named_children() if isinstance(c, nn.Linear)}
         if not linears:
             continue
-        if is_excluded(name, excluded):
+        inside = [f"{name}.{child}".lstrip(".") for child in linears]
+        if any(is_excluded(n, excluded) for n in (name, *inside)):
             whole[name] = "excluded"
             continue
         try:
