@@ -132,7 +132,7 @@ def parallelize_text_encoder(
         whole |= {f.name: "one rank" for f in found}
         return make_report(encoder, 1, {}, whole, before, ())
     facts = {"encoder": type(encoder).__name__, "split": _digest(encoder, found)}
-    guards.agree(topology, facts, _TIMEOUT)
+    guards.agree(topology, facts, _TIMEOUT, "splits its text encoder")
     record = Record(topology, sequence_dim(mesh) if mesh else _world_mesh(device))
     proofs: dict[object, Proof] = {}
     split = {}

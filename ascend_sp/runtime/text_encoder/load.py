@@ -81,7 +81,7 @@ def load_text_encoder(
     # A rank that failed alone must not leave the others waiting in the first call.
     word = "loaded" if error is None else f"{type(error).__name__}: {error}"
     if error is None or record.topology.size > 1:
-        guards.agree(record.topology, {"weights": word}, _TIMEOUT)
+        guards.agree(record.topology, {"weights": word}, _TIMEOUT, "loads its text encoder")
     if report is None:
         raise error or AssertionError
     return report
