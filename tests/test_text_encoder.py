@@ -26,6 +26,7 @@ from ascend_sp.runtime.text_encoder.split import (
     share_evenly,
     share_heads,
 )
+from ascend_sp.runtime.text_encoder.structure import Structure
 from ascend_sp.runtime.text_encoder.vocabulary import find_vocabularies
 from encoders import MODELS, inputs, outputs, seeded
 from processes import errors, run, values
@@ -360,9 +361,9 @@ def test_the_proof() -> None:
 
 def wrong(rank: int, world: int) -> None:
     """Not our finder's fault for once: its answer is spoiled before it is used."""
-    true = finder.Structure.shares
+    true = Structure.shares
 
-    def turned(self: finder.Structure, ranks: int) -> dict:
+    def turned(self: Structure, ranks: int) -> dict:
         shares = true(self, ranks)
         if "kv" in shares:
             query = shares["query"]
@@ -375,7 +376,7 @@ def wrong(rank: int, world: int) -> None:
             shares["query"] = type(query)(query.total, parts)
         return shares
 
-    finder.Structure.shares = turned  # type: ignore[method-assign]
+    Structure.shares = turned  # type: ignore[method-assign]
     model = MODELS["qwen3"](heads=4, kv_heads=2)
     ascend_sp.parallelize_text_encoder(model)
     outputs(model, inputs(model))

@@ -16,7 +16,7 @@ class TopologyError(AscendSPError):
 
 
 class RankMismatchError(AscendSPError):
-    """The ranks of one group do not compile the same program."""
+    """The ranks of one group do not compile the same program, or differ in another common step."""
 
 
 class UnshardedError(AscendSPError):

@@ -21,9 +21,10 @@ from torch.distributed.tensor.parallel import (
 
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import TextEncoderError
-from ascend_sp.runtime.text_encoder.find import Found, find, is_excluded
+from ascend_sp.runtime.text_encoder.find import find, is_excluded
 from ascend_sp.runtime.text_encoder.report import TextEncoderReport, held_bytes, make_report
 from ascend_sp.runtime.text_encoder.split import Piece, piece_of
+from ascend_sp.runtime.text_encoder.structure import Found
 from ascend_sp.runtime.text_encoder.verify import Proof
 from ascend_sp.runtime.text_encoder.vocabulary import (
     CUT,

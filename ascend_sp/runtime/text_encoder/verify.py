@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ascend_sp.runtime._pytorch import tree_leaves, tree_map
 from ascend_sp.runtime.errors import TextEncoderError
 from ascend_sp.runtime.text_encoder.compare import TOLERANCE, close, error, held, same
-from ascend_sp.runtime.text_encoder.find import Found
 from ascend_sp.runtime.text_encoder.split import Share, piece_of
+from ascend_sp.runtime.text_encoder.structure import Found
 
 # Tensors that hold only a rank's heads: what they are, which dim, and who holds which heads.
 Headed = dict[int, tuple[Any, int, Share]]
