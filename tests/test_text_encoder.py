@@ -137,13 +137,13 @@ def same_as_whole(rank: int, world: int, cases: list[tuple[str, dict]]) -> list[
                 "off": max(off(g, w) for g, w in zip(got, want, strict=True)),
                 "left": wrapped(model),
                 "report": report,
-                "held": sum(local_bytes(p) for p in model.parameters()),
+                "held": sum(storage_bytes(p) for p in model.parameters()),
             }
         )
     return results
 
 
-def local_bytes(p: Tensor) -> int:
+def storage_bytes(p: Tensor) -> int:
     return getattr(p, "_local_tensor", p).untyped_storage().nbytes()
 
 
@@ -182,14 +182,14 @@ def check_bytes(
 ) -> None:
     # What the report says is what is in memory.
     assert report.ranks == world
-    assert held == report.bytes_local
-    rest = report.bytes_whole - report.bytes_sharded
-    assert report.bytes_local == rest + report.bytes_sharded_local
+    assert held == report.local_bytes
+    rest = report.whole_bytes - report.sharded_bytes
+    assert report.local_bytes == rest + report.sharded_local_bytes
     assert all(r.module in WHOLE for r in report.whole), report
     # A rank's part, and in each module one unit more: a K/V head with its queries, or a feature.
     assert report.split
     for row in report.split:
-        assert row.bytes_local <= row.bytes_whole / world + unit_bytes(whole, row.name)
+        assert row.local_bytes <= row.whole_bytes / world + unit_bytes(whole, row.name)
 
 
 WHOLE = {"Embedding", "Qwen2_5_VLForConditionalGeneration"}
@@ -426,7 +426,7 @@ def test_weights_are_read_shard_by_shard(tmp_path: Path) -> None:
         for got, tied, left, report, loaded in results:
             assert got <= LIMIT and tied and left == []
             # Nothing but what this rank holds; padding is not in the files.
-            assert loaded.bytes_read <= report.bytes_local < report.bytes_whole
+            assert loaded.bytes_read <= report.local_bytes < report.whole_bytes
             assert loaded.unused == ()
 
 
@@ -436,9 +436,9 @@ def test_loading_on_one_rank(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = MODELS["t5"]()
     report = ascend_sp.parallelize_text_encoder(model)
-    assert report.ranks == 1 and not report.split and report.bytes_local == report.bytes_whole
+    assert report.ranks == 1 and not report.split and report.local_bytes == report.whole_bytes
     loaded = ascend_sp.load_text_encoder(model, folder)
-    assert loaded.bytes_read == report.bytes_whole
+    assert loaded.bytes_read == report.whole_bytes
     assert off(outputs(model, inputs(model)), outputs(whole, inputs(whole))) == 0
 
 

@@ -19,9 +19,9 @@ class Row:
     """Its class."""
     how: str
     """How it is split, or why it is not."""
-    bytes_whole: int
+    whole_bytes: int
     """Bytes of its parameters in the whole encoder."""
-    bytes_local: int
+    local_bytes: int
     """Bytes of them that this rank holds."""
 
 
@@ -35,20 +35,20 @@ class TextEncoderReport:
     """Modules that are split."""
     whole: tuple[Row, ...]
     """Modules with Linears or embeddings that every rank holds whole, and why."""
-    bytes_whole: int
+    whole_bytes: int
     """Bytes of all parameters of the encoder."""
-    bytes_local: int
+    local_bytes: int
     """Bytes of the parameters that this rank holds."""
-    bytes_sharded: int
+    sharded_bytes: int
     """Bytes, in the whole encoder, of the parameters that are split."""
-    bytes_sharded_local: int
+    sharded_local_bytes: int
     """Bytes of those that this rank holds, padding included."""
 
     def __str__(self) -> str:
         lines = [
-            f"{self.ranks} rank(s); weights in MiB: {_mib(self.bytes_whole)} in all, "
-            f"{_mib(self.bytes_local)} on this rank. Split: {_mib(self.bytes_sharded)}, of which "
-            f"{_mib(self.bytes_sharded_local)} on this rank.",
+            f"{self.ranks} rank(s); weights in MiB: {_mib(self.whole_bytes)} in all, "
+            f"{_mib(self.local_bytes)} on this rank. Split: {_mib(self.sharded_bytes)}, of which "
+            f"{_mib(self.sharded_local_bytes)} on this rank.",
             *_table("split", self.split),
             *_table("whole", self.whole),
         ]
@@ -66,7 +66,7 @@ def _table(title: str, rows: Sequence[Row]) -> list[str]:
         alike.setdefault((row.module, row.how), []).append(row)
     lines = []
     for (module, how), same in alike.items():
-        whole, local = (sum(getattr(r, f"bytes_{k}") for r in same) for k in ("whole", "local"))
+        whole, local = (sum(getattr(r, f"{k}_bytes") for r in same) for k in ("whole", "local"))
         first = same[0].name or "(root)"
         names = first if len(same) == 1 else f"{first}, ... ({len(same)})"
         lines.append(f"  {title}  {_mib(whole)} -> {_mib(local)}  {module}  {names}: {how}")
@@ -116,8 +116,8 @@ def make_report(
         ranks=ranks,
         split=tuple(row(n, how) for n, how in split.items()),
         whole=tuple(row(n, why) for n, why in whole.items()),
-        bytes_whole=sum(before.values()),
-        bytes_local=sum(after.values()),
-        bytes_sharded=sum(before.get(n, 0) for n in parameters),
-        bytes_sharded_local=sum(after.get(n, 0) for n in parameters),
+        whole_bytes=sum(before.values()),
+        local_bytes=sum(after.values()),
+        sharded_bytes=sum(before.get(n, 0) for n in parameters),
+        sharded_local_bytes=sum(after.get(n, 0) for n in parameters),
     )
