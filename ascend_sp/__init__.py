@@ -14,10 +14,14 @@ from ascend_sp.runtime.errors import (
     CollectiveError,
     ConfigError,
     RankMismatchError,
+    TextEncoderError,
     TopologyError,
     UnshardedError,
     VerificationError,
 )
+from ascend_sp.runtime.text_encoder.apply import parallelize_text_encoder
+from ascend_sp.runtime.text_encoder.load import LoadReport, load_text_encoder
+from ascend_sp.runtime.text_encoder.report import TextEncoderReport
 
 __version__ = "0.1.0"
 
@@ -26,9 +30,14 @@ __all__ = [
     "CollectiveError",
     "Config",
     "ConfigError",
+    "LoadReport",
     "RankMismatchError",
+    "TextEncoderError",
+    "TextEncoderReport",
     "TopologyError",
     "UnshardedError",
     "VerificationError",
     "backend",
+    "load_text_encoder",
+    "parallelize_text_encoder",
 ]

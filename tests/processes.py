@@ -17,7 +17,14 @@ import torch
 import torch.distributed as dist
 
 # Imported once for all tests, before any rank is forked; only imports, so no threads are lost.
-PRELOAD = ["models", "toy", "ascend_sp", "torch._inductor.compile_fx", "torch._dynamo.utils"]
+PRELOAD = [
+    "models",
+    "encoders",
+    "toy",
+    "ascend_sp",
+    "torch._inductor.compile_fx",
+    "torch._dynamo.utils",
+]
 
 
 @dataclass

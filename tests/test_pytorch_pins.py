@@ -89,6 +89,13 @@ def test_store_of_a_group_is_reachable() -> None:
     assert hasattr(torch.distributed.distributed_c10d, "_resolve_process_group")
 
 
+def test_nested_values() -> None:
+    from ascend_sp.runtime._pytorch import tree_leaves, tree_map
+
+    assert tree_map(str, ({"a": [1]}, 2)) == ({"a": ["1"]}, "2")
+    assert tree_leaves(({"a": [1]}, 2)) == [1, 2]
+
+
 def test_fake_values_of_symbolic_sizes() -> None:
     """Padding by a symbolic amount needs the Python meta kernels."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv

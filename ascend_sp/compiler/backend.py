@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.distributed.tensor import DTensor
 
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
@@ -18,7 +20,8 @@ from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.decompose_complex import border
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
-from ascend_sp.runtime.topology import resolve
+from ascend_sp.runtime.text_encoder.apply import encoder_is_running
+from ascend_sp.runtime.topology import SINGLE, resolve
 
 
 def ascend_sp(
@@ -56,6 +59,7 @@ def ascend_sp(
     topology = resolve(
         config.degree, config.mesh, _device_type(example_inputs), config.sequence_parallel
     )
+    parallel = encoder_is_running() or any(isinstance(x, DTensor) for x in example_inputs)
     start = time.perf_counter()
     gm = capture_attention(gm, PassContext(topology))
 
@@ -67,6 +71,7 @@ def ascend_sp(
             on_unsharded=config.on_unsharded,
             static_inputs=_names(aten, _pytorch.static_input_indices()),
         )
+        _leave_parallel_graph(aten, own, parallel)
         return _compile(aten, inputs, own, config, {"AOTAutograd": time.perf_counter() - start})
 
     return _pytorch.to_aten(gm, example_inputs, compile_graph)
@@ -97,6 +102,26 @@ def _compile(
             guards.announce_failure(ctx.topology, str(e))
         raise
     return guards.guarded(run, ctx.topology, f"graph {dump.number}")
+
+
+def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) -> None:
+    """Compile for one rank what is one rank's program already: its values differ between ranks.
+
+    A graph that a graph break cut out of a tensor-parallel model need not hold a collective
+    itself; hence `parallel`.
+    """
+    nodes = list(gm.graph.nodes)
+    talks = (n for n in nodes if getattr(n.target, "namespace", "").startswith("_c10d_functional"))
+    node = next(talks, nodes[0] if parallel else None)
+    if node is not None and ctx.topology.size > 1:
+        # Its groups may be others than ours, so our ranks have nothing to compare either.
+        ctx.topology = replace(SINGLE, ranks=(ctx.topology.ranks[ctx.topology.rank],))
+        ctx.note(
+            "unsharded",
+            node,
+            "the model is tensor-parallel already: the graph is compiled for one rank, and its "
+            "sequence is not split",
+        )
 
 
 def _program(gm: fx.GraphModule, config: Config) -> dict[str, Any]:

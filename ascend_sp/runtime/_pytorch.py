@@ -1,4 +1,4 @@
-"""The private PyTorch that the runtime stands on: groups by name, and their stores.
+"""The private PyTorch that the runtime stands on: groups by name, their stores, nested values.
 
 `tests/test_pytorch_pins.py` fails when PyTorch moves any of it.
 """
@@ -9,6 +9,9 @@ from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, _resolve_process_group
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = ["Store", "group_by_name", "store_of", "tree_leaves", "tree_map", "wait_for"]
 
 
 def group_by_name(name: str) -> dist.ProcessGroup:

@@ -16,7 +16,7 @@ class TopologyError(AscendSPError):
 
 
 class RankMismatchError(AscendSPError):
-    """The ranks of one group do not compile the same program."""
+    """The ranks of one group do not compile the same program, or differ in another common step."""
 
 
 class UnshardedError(AscendSPError):
@@ -29,3 +29,7 @@ class CollectiveError(AscendSPError):
 
 class VerificationError(AscendSPError):
     """A pass left a graph that breaks the compiler's invariants: a bug in ascend_sp."""
+
+
+class TextEncoderError(AscendSPError):
+    """A text encoder cannot be split or loaded, or its split is proved wrong."""

@@ -18,7 +18,8 @@ from ascend_sp.runtime._pytorch import Store, group_by_name, store_of, wait_for
 from ascend_sp.runtime.errors import CollectiveError, RankMismatchError, TopologyError
 from ascend_sp.runtime.topology import Topology
 
-_compiles: dict[tuple[str, int], Iterator[int]] = defaultdict(itertools.count)
+_steps: dict[tuple[str, str, int], Iterator[int]] = defaultdict(itertools.count)
+COMPILES = "compiles its graph"
 _FAILED = "failed"
 
 
@@ -42,13 +43,16 @@ def _store(topology: Topology) -> Store:
     return store_of(find_group(topology), "ascend_sp")
 
 
-def agree(topology: Topology, program: dict[str, Any], timeout: float) -> None:
+def agree(
+    topology: Topology, program: dict[str, Any], timeout: float, step: str = COMPILES
+) -> None:
     """Compare `program` with what the other ranks compile; every rank calls this.
 
     Args:
         topology: the group; nothing happens for P = 1.
         program: flat, JSON-like facts about the program, in words a person understands.
         timeout: seconds to wait for the other ranks.
+        step: what a rank does here, in words; steps of one name are compared in order.
 
     Raises:
         RankMismatchError: on every rank that took part, naming what differs, or who is missing.
@@ -57,17 +61,22 @@ def agree(topology: Topology, program: dict[str, Any], timeout: float) -> None:
         return
     store = _store(topology)
     group = id(find_group(topology))
-    n = next(_compiles[topology.group_name, group])
-    keys = [f"compile/{n}/{r}" for r in range(topology.size)]
+    n = next(_steps[step, topology.group_name, group])
+    keys = [f"{step}/{n}/{r}" for r in range(topology.size)]
     store.set(keys[topology.rank], json.dumps(program, default=str))
     missing = _missing(store, keys, timeout)
     if missing:
         who = [topology.ranks[r] for r in missing]
         text = (
-            f"rank {topology.ranks[topology.rank]} compiles its graph {n}, and rank(s) {who} did "
-            f"not within {timeout:g} s (option check_timeout). They died, or still run an earlier "
-            "graph because their inputs differ: all ranks must call the model with the same "
-            f"shapes and dtypes. This rank's inputs: {program.get('inputs')}."
+            f"rank {topology.ranks[topology.rank]} {step} {n}, and rank(s) {who} did not within "
+            f"{timeout:g} s"
+            + (
+                " (option check_timeout). They died, or still run an earlier graph because their "
+                "inputs differ: all ranks must call the model with the same shapes and dtypes. "
+                f"This rank's inputs: {program.get('inputs')}."
+                if step == COMPILES
+                else ". They died, or took another path: all ranks must take this step."
+            )
         )
         announce_failure(topology, text)
         raise RankMismatchError(text)
@@ -75,8 +84,13 @@ def agree(topology: Topology, program: dict[str, Any], timeout: float) -> None:
     differences = _differences(programs, topology)
     if differences:
         text = (
-            f"the ranks of group {topology.group_name!r} do not compile the same program; all "
-            "ranks must call the same model with the same shapes, dtypes and options:\n"
+            f"the ranks of group {topology.group_name!r} "
+            + (
+                "do not compile the same program; all ranks must call the same model with the same "
+                "shapes, dtypes and options:\n"
+                if step == COMPILES
+                else f"differ where each {step}:\n"
+            )
             + "\n".join(differences)
             + "\nA model that only some ranks have called before can differ too: by tables that it "
             "makes once, or by sizes that Dynamo has seen change (torch.compiler.reset() forgets "

@@ -48,7 +48,7 @@ def resolve(
     if not enabled:
         return SINGLE
     if mesh is not None:
-        return _of_mesh(_sequence_dim(mesh), degree)
+        return _of_mesh(sequence_dim(mesh), degree)
     if not (dist.is_available() and dist.is_initialized()):
         if degree is not None and degree > 1:
             raise TopologyError(
@@ -77,7 +77,12 @@ def resolve(
     return _of_mesh(_meshes[key][MESH_DIM], None)
 
 
-def _sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
+def sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
+    """The one dim of `mesh` whose ranks work together.
+
+    Raises:
+        TopologyError: it is not a mesh, or it is not clear which dim.
+    """
     if not isinstance(mesh, DeviceMesh):
         raise TopologyError(f"mesh must be a torch DeviceMesh, not {type(mesh).__name__}.")
     if mesh.ndim == 1:
