@@ -3,12 +3,14 @@
 Work is put in order of demand: before each start stands only what that start needs, so the query's
 all-to-all leaves before the keys are projected, and a branch that nothing in flight needs yet (an
 MLP beside the attention, say) fills the time until a wait. Each wait, with the rearrangement behind
-it, then moves to just before its first use. The order of the starts themselves, which all ranks
-must share, is not touched.
+it, then moves to just before its first use. Where nothing is left to do between a start and its
+wait, a matrix product from further down that needs nothing in flight is done there: the next
+block's modulation. The order of the starts themselves, which all ranks must share, is not touched.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from itertools import pairwise
 
 import torch
@@ -32,6 +34,8 @@ MOVES = frozenset(
     }
 )
 """Ops with one operand that only rearrange it."""
+PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default})
+"""Work that takes as long as a collective does, or longer."""
 
 
 def order_collectives(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
@@ -39,6 +43,7 @@ def order_collectives(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     nodes = list(gm.graph.nodes)
     _relink(_by_demand(nodes))
     _sink(list(gm.graph.nodes))
+    _relink(_fill(list(gm.graph.nodes)))
     return gm
 
 
@@ -50,15 +55,21 @@ def _by_demand(nodes: list[fx.Node]) -> list[fx.Node]:
     for goal in nodes:
         if goal.target not in STARTS and goal.op != "output":
             continue
-        needed, stack = {goal}, [goal]
-        while stack:
-            for x in stack.pop().all_input_nodes:
-                if x not in done and x not in needed:
-                    needed.add(x)
-                    stack.append(x)
+        needed = _needed(goal, done)
         order += sorted(needed, key=position.__getitem__)
         done |= needed
     return order
+
+
+def _needed(goal: fx.Node, done: set[fx.Node]) -> set[fx.Node]:
+    """`goal` and all that it needs and that is not done."""
+    needed, stack = {goal}, [goal]
+    while stack:
+        for x in stack.pop().all_input_nodes:
+            if x not in done and x not in needed:
+                needed.add(x)
+                stack.append(x)
+    return needed
 
 
 def _relink(order: list[fx.Node]) -> None:
@@ -77,3 +88,48 @@ def _sink(nodes: list[fx.Node]) -> None:
         first = min(node.users, default=None) if node in late else None
         if first is not None and node.next is not first:
             first.prepend(node)
+
+
+def _fill(nodes: list[fx.Node]) -> list[fx.Node]:
+    """Do a later product, if one is free, before each wait that nothing stands in front of."""
+    waits = [n for n in nodes if n.target is WAIT]
+    number = {w: i for i, w in enumerate(waits)}
+    latest: dict[fx.Node, int] = {}
+    for n in nodes:  # the last wait that a node needs, however indirectly
+        latest[n] = max([number.get(n, -1), *(latest[x] for x in n.all_input_nodes)])
+    products = [n for n in nodes if n.target in PRODUCTS]
+    position = {n: i for i, n in enumerate(nodes)}
+    hidden, covering = _windows(waits, products, position)
+    free = [n for n in products if n not in covering]
+    order: list[fx.Node] = []
+    done: set[fx.Node] = set()
+    for node in nodes:
+        if node in number and node not in hidden:
+            filler = next(
+                (n for n in free if position[n] > position[node] and latest[n] < number[node]), None
+            )
+            if filler is not None:
+                free.remove(filler)
+                needed = _needed(filler, done)
+                order += sorted(needed, key=position.__getitem__)
+                done |= needed
+        if node not in done:
+            order.append(node)
+            done.add(node)
+    return order
+
+
+def _windows(
+    waits: list[fx.Node], products: list[fx.Node], position: dict[fx.Node, int]
+) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Waits with a product between their start and them, and those products."""
+    places = [position[n] for n in products]
+    hidden, covering = set(), set()
+    for wait in waits:
+        start = wait.args[0]
+        assert isinstance(start, fx.Node)
+        first, last = (bisect(places, position[n]) for n in (start, wait))
+        if last > first:
+            hidden.add(wait)
+            covering.update(products[first:last])
+    return hidden, covering
