@@ -120,18 +120,28 @@ def peer(model: torch.nn.Module, world: int) -> torch.nn.Module:
 
 
 def row(result: Result, everyone: list[Result], program: str, rank: int) -> str:
-    """Medians and ranges of the ratios of one program on one rank."""
+    """Medians and ranges of the ratios of one program on one rank, and the ratio of the fastest.
+
+    The fastest rounds are those that other work on the machine disturbed least.
+    """
     pairs = list(zip(everyone[rank].times[program], everyone[0].times[ALONE], strict=True))
     cells = []
     for i in (0, 1):
         ratios = [ours[i] / base[i] for ours, base in pairs]
-        cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})")
+        fastest = min(ours[i] for ours, _ in pairs) / min(base[i] for _, base in pairs)
+        cells.append(
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f}), "
+            f"{fastest:.3f}"
+        )
     return f"| {result.name} | {program}, rank {rank} | {cells[0]} | {cells[1]} |"
 
 
 def report(results: list[list[Result]], rounds: int) -> None:
     """Print one table for all models, and the copies."""
-    print(f"Ratios to one rank with Inductor: median (smallest .. largest) of {rounds} rounds")
+    print(
+        f"Ratios to one rank with Inductor: median (smallest .. largest) of {rounds} rounds, and "
+        "fastest to fastest"
+    )
     print("| model | program | wall | CPU of the process |\n|---|---|---|---|")
     for everyone in results:
         first = everyone[0]
