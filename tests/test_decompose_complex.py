@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import compile_aten
 from ascend_sp.passes.context import PassContext
@@ -118,6 +119,12 @@ R = torch.randn(2, 3, generator=g)
         (lambda z, w: z + w, (Z, W)),
         (lambda z, r: z - r, (Z, R)),
         (lambda z, w: torch.add(z, w, alpha=2), (Z, W)),
+        (lambda z: z + 1, (Z,)),
+        (lambda z: z - (2.5 - 1j), (Z,)),
+        (lambda z: z + torch.arange(3), (Z,)),
+        (lambda z, r: torch.where(r > 0, z, torch.arange(3)), (Z, R)),
+        (lambda z: torch.cat([z, torch.arange(6).view(2, 3)], 1), (Z,)),
+        (lambda z: z.gather(1, torch.tensor([[2, 0], [1, 1]])), (Z,)),
         (lambda z: -z, (Z,)),
         (lambda z: z.real + z.imag, (Z,)),
         (lambda a, b: torch.complex(a, b).mT, (R, R)),
@@ -168,6 +175,27 @@ def test_a_conjugated_input_is_not_taken_for_its_memory() -> None:
     captured = capture(lambda z: z * 2, Z)
     gm, ctx = rewrite(captured)
     torch.testing.assert_close(call(gm, ctx, [Z.conj()])[0], (Z.conj() * 2).resolve_conj())
+
+
+def test_an_input_that_is_written_to_stays_what_it_is() -> None:
+    def write(z: Tensor, w: Tensor) -> Tensor:
+        z.mul_(w)
+        return z + 1
+
+    model = torch.compile(write, backend=complex_backend)
+    z, other = Z.clone(), Z.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(model(z, W), write(other, W))
+    torch.testing.assert_close(z, other)
+
+
+def complex_backend(gm: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+    def compile_graph(aten_gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        captured = Captured(aten_gm, list(inputs))
+        rewritten, ctx = rewrite(captured)
+        return border(ctx).wrap(lambda args: rewritten(*args))
+
+    return _pytorch.to_aten(gm, example_inputs, compile_graph)
 
 
 def test_symbolic_sizes() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import OpOverload, tree_leaves, tree_map
+from ascend_sp.passes._pytorch import tree_leaves, tree_map
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.emitter import Emitter, same_strides
 
@@ -66,10 +66,16 @@ MOVES = frozenset(
 )
 """Ops that only move values."""
 
+SELECTORS = {
+    aten.where.self: 0,
+    aten.index.Tensor: 1,
+    aten.index_select.default: 2,
+    aten.gather.default: 2,
+}
+"""Ops with an argument that says which values are meant, and is none itself; its position."""
+
 LINEAR = MOVES | {
     aten.neg.default,
-    aten.add.Tensor,
-    aten.sub.Tensor,
     aten.sum.default,
     aten.sum.dim_IntList,
     aten.mean.default,
@@ -159,7 +165,9 @@ class _Decomposition:
         self.gm, self.ctx = gm, ctx
         self.emit = Emitter(gm, "decompose_complex")
         self.parts: dict[fx.Node, Parts] = {}
-        """Real and imaginary part of each complex node that has been rewritten."""
+        """Real and imaginary part of each complex node."""
+        self.left: set[fx.Node] = set()
+        """Nodes that stay complex, since their op is not known."""
         self.made: dict[str, fx.Node] = {}
         """Every node that was added, by what it computes: all blocks rotate by the same tables."""
         self.moved: set[fx.Node] = set()
@@ -194,20 +202,13 @@ class _Decomposition:
         return self.made[key]
 
     def _input(self, node: fx.Node) -> bool:
-        """Take over one input; True if it becomes a real tensor."""
+        """Make one input real, if it is complex. A graph writes into none: AOTAutograd does."""
         if not _is_complex(node):
             return False
-        written = any(
-            isinstance(u.target, OpOverload) and u.target._schema.is_mutable for u in node.users
-        )
-        shown = node
-        if written:  # the graph writes into it, so it has to stay what it is
-            shown = self._call(aten.view_as_real.default, node)
-        else:
-            with self.emit.fake_mode:
-                node.meta["val"] = torch.view_as_real(node.meta["val"])
-        self.parts[node] = self._halves(shown)
-        return not written
+        with self.emit.fake_mode:
+            node.meta["val"] = torch.view_as_real(node.meta["val"])
+        self.parts[node] = self._halves(node)
+        return True
 
     def _halves(self, pairs: fx.Node) -> Parts:
         select = aten.select.int
@@ -226,15 +227,17 @@ class _Decomposition:
         return tuple(positions)
 
     def _rewrite(self, node: fx.Node) -> None:
-        before = set(self.gm.graph.nodes)
+        before = node.prev
         with self.emit.at(node):
             try:
                 found = self._real_form(node)
                 self._check(node, found)
             except _UnknownError:
-                for new in reversed([n for n in self.gm.graph.nodes if n not in before]):
-                    self.gm.graph.erase_node(new)
-                self.made = {k: n for k, n in self.made.items() if n in before}
+                new = []
+                while node.prev is not before:
+                    new.append(node.prev)
+                    self.gm.graph.erase_node(node.prev)
+                self.made = {k: n for k, n in self.made.items() if n not in new}
                 self._keep(node)
                 return
         if isinstance(found, fx.Node):
@@ -250,12 +253,13 @@ class _Decomposition:
             whole = {
                 x: self._call(aten.complex.default, *self.parts[x])
                 for x in node.all_input_nodes
-                if x in self.parts and not isinstance(x.meta["val"], (tuple, list))
+                if x in self.parts and x not in self.left
             }
         node.args = fx.map_arg(node.args, lambda n: whole.get(n, n))
         node.kwargs = fx.map_arg(node.kwargs, lambda n: whole.get(n, n))
         self.emit.refresh_after_move(node)
         self.moved.add(node)
+        self.left.add(node)
         if isinstance(node.meta.get("val"), torch.Tensor) and _is_complex(node):
             with self.emit.at(node.next, origin=node):
                 self.parts[node] = self._halves(self._call(aten.view_as_real.default, node))
@@ -301,6 +305,8 @@ class _Decomposition:
             return re, call(aten.neg.default, im)
         if op in (aten.mul.Tensor, aten.mul.Scalar):
             return self._product(args[0], args[1])
+        if op in (aten.add.Tensor, aten.sub.Tensor):
+            return self._sum(node)
         if op in (aten.div.Tensor, aten.div.Scalar) and not self._two(args[1]):
             re, im = self._parts(args[0])
             return call(op, re, args[1]), call(op, im, args[1])
@@ -310,7 +316,7 @@ class _Decomposition:
             return self._fill(node, len(args))
         if op in FILLS:
             return self._fill(node, FILLS[op])
-        if op in LINEAR and not isinstance(node.kwargs.get("alpha", 1), complex):
+        if op in LINEAR:
             return self._each(node)
         raise _UnknownError
 
@@ -332,6 +338,16 @@ class _Decomposition:
             a, b = b, a
         op = aten.mul.Tensor if isinstance(b, fx.Node) else aten.mul.Scalar
         return self._call(op, a, b)
+
+    def _sum(self, node: fx.Node) -> Parts:
+        if isinstance(node.kwargs.get("alpha", 1), complex):
+            raise _UnknownError
+        (a, b), (c, d) = self._parts(node.args[0]), self._parts(node.args[1])
+        op: Any = node.target
+        kwargs = dict(node.kwargs)
+        # A number has no imaginary part to add.
+        im = b if not isinstance(d, fx.Node) and d == 0 else self._call(op, b, d, **kwargs)
+        return self._call(op, a, c, **kwargs), im
 
     def _product(self, x: Any, y: Any) -> Parts:
         if not self._two(x) or not self._two(y):
@@ -401,13 +417,15 @@ class _Decomposition:
 
     def _each(self, node: fx.Node) -> Parts:
         """The op on the real parts, and the op on the imaginary parts."""
+        op: Any = node.target
+        where = SELECTORS.get(op)
+        choosing = set() if where is None else set(tree_leaves(node.args[where]))
         values = {
             x: self._parts(x)
             for x in node.all_input_nodes
-            if isinstance(x.meta.get("val"), (torch.Tensor, tuple, list)) and not _selects(x)
+            if isinstance(x.meta.get("val"), (torch.Tensor, tuple, list)) and x not in choosing
         }
         out: list[fx.Node] = []
-        op: Any = node.target
         for i in (0, 1):
 
             def part(x: Any, i: int = i) -> Any:
@@ -419,9 +437,3 @@ class _Decomposition:
             else:
                 out.append(self._call(op, *args, **kwargs))
         return out[0], out[1]
-
-
-def _selects(x: fx.Node) -> bool:
-    """Whether a tensor operand says which values are meant, and is none itself."""
-    val = x.meta["val"]
-    return isinstance(val, torch.Tensor) and not (val.is_floating_point() or val.is_complex())
