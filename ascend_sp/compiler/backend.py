@@ -16,8 +16,8 @@ from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.pipeline import capture_attention, compile_aten
+from ascend_sp.passes.border import border
 from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.decompose_complex import border
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
 from ascend_sp.runtime.text_encoder.apply import encoder_is_running

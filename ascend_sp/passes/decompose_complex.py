@@ -12,20 +12,17 @@ An op that is not known here keeps its complex operands and is reported.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
 from ascend_sp.passes._pytorch import tree_leaves, tree_map
+from ascend_sp.passes.border import BORDER, Border
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.emitter import Emitter, same_strides
 
 aten = torch.ops.aten
-
-BORDER = "complex inputs and outputs"
 
 MOVES = frozenset(
     {
@@ -105,45 +102,8 @@ CONSTANTS = {
 Parts = tuple[fx.Node, fx.Node]
 
 
-@dataclass(frozen=True)
-class Border:
-    """Positions of the inputs and outputs of a graph that it has as real ``[..., 2]`` tensors."""
-
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
-
-    def real_inputs(self, inputs: Sequence[Any]) -> list[Any]:
-        """`inputs` of the original graph as those of the rewritten one."""
-        out = list(inputs)
-        for i in self.inputs:
-            # A conjugate view is only a flag; its memory holds the other numbers.
-            out[i] = torch.view_as_real(out[i].resolve_conj())
-        return out
-
-    def wrap(self, run: Callable[[list[Any]], Sequence[Any]]) -> Callable[..., Sequence[Any]]:
-        """`run` of the rewritten graph, callable like the original one."""
-        if not self.inputs and not self.outputs:
-            return run
-
-        def call(inputs: list[Any]) -> Sequence[Any]:
-            real = self.real_inputs(inputs)
-            inputs.clear()  # the caller hands over its references, so that memory can be freed
-            out = list(run(real))
-            for i in self.outputs:
-                out[i] = torch.view_as_complex(out[i].contiguous())
-            return out
-
-        return call
-
-
-def border(ctx: PassContext) -> Border:
-    """What this compile did to complex inputs and outputs."""
-    found = ctx.analysis.get(BORDER)
-    return found if isinstance(found, Border) else Border()
-
-
 def decompose_complex(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
-    """Rewrite all complex arithmetic of `gm`; ``border(ctx)`` says how to call the result."""
+    """Rewrite all complex arithmetic of `gm`; `border` says how to call the result."""
     if any(_is_complex(n) for n in gm.graph.nodes):
         ctx.analysis[BORDER] = _Decomposition(gm, ctx).run()
     return gm
