@@ -19,7 +19,7 @@ from ascend_sp.runtime.collectives import STARTS, WAIT
 from ascend_sp.runtime.errors import ConfigError, VerificationError
 from ascend_sp.runtime.ops import attention, split_attention
 from simulator import capture, compile_rank, simulate
-from toy import JointAttention, SelfAttention
+from toy import JointAttention, Modulated, SelfAttention
 
 
 def text(gm: fx.GraphModule, keep: Callable[[fx.Node], bool] = lambda n: True) -> str:
@@ -301,3 +301,17 @@ def test_plan_is_left_for_the_next_pass() -> None:
     captured = capture(Tiny(), torch.randn(1, 5, 8))
     _, ctx = compile_rank(captured, 0, 2, passes=only("propagate_sharding"))
     assert ctx.analysis[PLAN].seeds
+
+
+@pytest.mark.parametrize("skip", [(), ("order_collectives",)])
+def test_a_product_that_is_free_fills_the_time_before_a_wait(skip: tuple[str, ...]) -> None:
+    captured = capture(Modulated(), torch.randn(1, 13, 12), torch.randn(1, 6))
+    gm, _ = compile_rank(captured, 0, 2, Config(skip_passes=skip))
+    nodes = list(gm.graph.nodes)
+    scales = [
+        i for i, n in enumerate(nodes) if "mm" in str(n.target) and n.meta["val"].shape[0] == 1
+    ]
+    spans = [(nodes.index(n.args[0]), i) for i, n in enumerate(nodes) if n.target is WAIT]
+    inside = [any(start < i < wait for start, wait in spans) for i in scales]
+    # The first is needed at once; each block's wait is filled with the next ones.
+    assert inside == ([False, True, True] if not skip else [False, False, False])

@@ -120,3 +120,17 @@ class Sliced(nn.Module):
         x = self.first(x)
         head = self.second(x[:, : self.keep])
         return head, self.third(F.pad(x[:, self.keep :], (0, 0, 0, 2), value=0.5))
+
+
+class Modulated(nn.Module):
+    """Each block's input is scaled by a projection of the same condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(nn.Linear(6, 12) for _ in range(3))
+        self.blocks = nn.ModuleList(Block(12, 3) for _ in range(3))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        for scale, block in zip(self.scales, self.blocks, strict=True):
+            x = block(x * scale(condition).unsqueeze(1))
+        return x
