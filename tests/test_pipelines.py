@@ -36,10 +36,9 @@ def pipeline(name: str) -> tuple[Any, dict[str, Any]]:
         pipe = small.qwen_image_edit(0, torch.float32, plus)
         pictures = [small.picture(i, 64) for i in range(2)]
         inputs["image"] = pictures if plus else pictures[0]
-    for parent in list(pipe.transformer.modules()):
-        for child, blocks in list(parent.named_children()):
-            if isinstance(blocks, nn.ModuleList) and parent is pipe.transformer:
-                setattr(parent, child, blocks[:1])
+    for child, blocks in list(pipe.transformer.named_children()):
+        if isinstance(blocks, nn.ModuleList):
+            setattr(pipe.transformer, child, blocks[:1])
     return pipe, inputs
 
 

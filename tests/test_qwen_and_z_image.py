@@ -6,20 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
 from ascend_sp.passes.context import PassContext
 from models import qwen, qwen_inputs, z_image, z_image_inputs
 from simulator import Captured, capture, simulate
+from test_decompose_complex import complex_nodes
 from test_ulysses import missing, swapped, worst
 
 TOLERANCE = 1e-5
 RANKS = (1, 2, 3, 4, 8)
-
-
-def has_complex(gm: fx.GraphModule) -> bool:
-    values = [n.meta.get("val") for n in gm.graph.nodes]
-    return any(isinstance(v, torch.Tensor) and v.is_complex() for v in values)
 
 
 def gathers(ctx: PassContext) -> list[str]:
@@ -60,7 +56,7 @@ def test_qwen_equals_eager(name: str, layers: int, zero_cond_t: bool) -> None:
         if ranks > 1:
             calls = {"all_to_all_single": 4 * layers, "all_gather_into_tensor": 1}
             assert network.calls == calls, [str(n) for n in ctx.notes]
-            assert not any(map(has_complex, programs))
+            assert not any(map(complex_nodes, programs))
 
 
 def test_a_padded_prompt_token_counts_for_nothing() -> None:
@@ -119,7 +115,7 @@ def test_z_image_equals_eager(name: str) -> None:
         assert worst(outputs, reference) <= TOLERANCE, ranks
         if ranks == 1:
             continue
-        assert not any(map(has_complex, programs))
+        assert not any(map(complex_nodes, programs))
         assert network.calls["all_to_all_single"] == 4 * 3
         assert network.calls["all_gather_into_tensor"] == len(gathers(ctx))
         # Each item's picture is gathered where it is cut out, behind the last block.

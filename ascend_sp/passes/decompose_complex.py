@@ -20,7 +20,7 @@ from torch import fx
 from ascend_sp.passes._pytorch import tree_leaves, tree_map
 from ascend_sp.passes.border import BORDER, Border
 from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, same_strides
+from ascend_sp.passes.emitter import VIEWS, Emitter, same_strides
 
 aten = torch.ops.aten
 
@@ -392,7 +392,7 @@ class _Decomposition:
                 return values[x][i] if isinstance(x, fx.Node) and x in values else x
 
             args, kwargs = tree_map(part, (node.args, dict(node.kwargs)))
-            if op in (aten.view.default, aten._unsafe_view.default):
+            if op in VIEWS:
                 out.append(self.emit.view(args[0], args[1]))
             else:
                 out.append(self._call(op, *args, **kwargs))

@@ -94,8 +94,10 @@ def _named(seed: fx.Node, split: Shard) -> Shard:
 def _seams(plan: Plan, node: fx.Node) -> tuple[Seam, ...]:
     """Where seeds could be cut in two so that `node` runs on shards."""
     found = plan.refusals.get(node)
+    if not isinstance(found, Reshard) or not found.seams:
+        return ()
     names = {n.name for n in plan.seeds}
-    return tuple(s for s in found.seams if s.seed in names) if isinstance(found, Reshard) else ()
+    return tuple(s for s in found.seams if s.seed in names)
 
 
 def _cut(plan: Plan, seam: Seam) -> fx.Node:

@@ -139,13 +139,20 @@ def slice_(call: Call) -> Answer:
         if equal(where[0], 0) and equal(where[1], x.shape[dim]):
             return unary(call, split, args={1: dim, 2: 0, 3: split.local_size(call.world)})
         return Reshard("a dim that merges the sequence with another axis is sliced")
-    cut = split.seq.cut(*where)
-    if cut is None:
-        why = f"slice {where[0]}:{where[1]} falls inside a segment of [{split.seq}]"
-        return Reshard(why, split.seq.seams(*where))
+    cut = _segments(split.seq, *where, f"slice {where[0]}:{where[1]} falls")
+    if isinstance(cut, Reshard):
+        return cut
     begin, end = _local_range(split.seq, cut, call.world)
     kept = Shard(dim, split.seq.part(*cut))
     return unary(call, kept, args={1: dim, 2: begin, 3: end})
+
+
+def _segments(seq: Sequence, start: Size, stop: Size, what: str) -> tuple[int, int] | Reshard:
+    """The segments ``[i, j)`` that rows ``[start, stop)`` are, or that they are none."""
+    cut = seq.cut(start, stop)
+    if cut is None:
+        return Reshard(f"{what} inside a segment of [{seq}]", seq.seams(start, stop))
+    return cut
 
 
 def _local_range(seq: Sequence, cut: tuple[int, int], world: int) -> tuple[Size, Size]:
@@ -186,10 +193,9 @@ def split(call: Call) -> Answer:
     sizes: list[Size] = []
     start: Size = 0
     for shape in call.outputs:
-        cut = x.shard.seq.cut(start, start + shape[dim])
-        if cut is None:
-            why = f"the split falls inside a segment of [{x.shard.seq}]"
-            return Reshard(why, x.shard.seq.seams(start, start + shape[dim]))
+        cut = _segments(x.shard.seq, start, start + shape[dim], "the split falls")
+        if isinstance(cut, Reshard):
+            return cut
         piece = Shard(dim, x.shard.seq.part(*cut))
         pieces.append(piece)
         sizes.append(piece.local_size(call.world))
@@ -266,10 +272,9 @@ def slice_scatter(call: Call) -> Answer:
         whole = own and Shard(dim, Sequence.joined([before, own.seq, after]))
     if whole is None:
         return Reshard("tensors split along different axes are written into each other")
-    cut = whole.seq.cut(*where)
-    if cut is None:
-        why = f"rows {where[0]}:{where[1]} end inside a segment of [{whole.seq}]"
-        return Reshard(why, whole.seq.seams(*where))
+    cut = _segments(whole.seq, *where, f"rows {where[0]}:{where[1]} end")
+    if isinstance(cut, Reshard):
+        return cut
     begin, end = _local_range(whole.seq, cut, call.world)
     part = Shard(dim, whole.seq.part(*cut))
     return Local((whole, part), (whole,), args={2: dim, 3: begin, 4: end})
