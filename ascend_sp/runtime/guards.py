@@ -10,6 +10,7 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -19,7 +20,39 @@ from ascend_sp.runtime.errors import CollectiveError, RankMismatchError, Topolog
 from ascend_sp.runtime.topology import Topology
 
 _steps: dict[tuple[str, str, int], Iterator[int]] = defaultdict(itertools.count)
-COMPILES = "compiles its graph"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that all ranks do together, and what to tell a user if they do not."""
+
+    doing: str
+    """What a rank does, in words; steps of one name are compared in order."""
+    differing: str
+    """What the ranks of the group do, if their facts differ."""
+    missing: str = "They died, or took another path: all ranks must take this step."
+    """Why a rank may not have come."""
+    setting: str = ""
+    """What the time to wait is called, where a user can set it."""
+    hint: str = ""
+    """A cause of differences that the facts do not name."""
+
+    @staticmethod
+    def named(doing: str) -> Step:
+        """A step of which nothing more is to be said."""
+        return Step(doing, f"differ where each {doing}")
+
+
+COMPILE = Step(
+    "compiles its graph",
+    "do not compile the same program; all ranks must call the same model with the same shapes, "
+    "dtypes and options",
+    "They died, or still run an earlier graph because their inputs differ: all ranks must call the "
+    "model with the same shapes and dtypes.",
+    " (option check_timeout)",
+    "\nA model that only some ranks have called before can differ too: by tables that it makes "
+    "once, or by sizes that Dynamo has seen change (torch.compiler.reset() forgets those).",
+)
 _FAILED = "failed"
 
 
@@ -43,16 +76,14 @@ def _store(topology: Topology) -> Store:
     return store_of(find_group(topology), "ascend_sp")
 
 
-def agree(
-    topology: Topology, program: dict[str, Any], timeout: float, step: str = COMPILES
-) -> None:
-    """Compare `program` with what the other ranks compile; every rank calls this.
+def agree(topology: Topology, facts: dict[str, Any], timeout: float, step: Step = COMPILE) -> None:
+    """Compare `facts` with those of the other ranks; every rank calls this.
 
     Args:
         topology: the group; nothing happens for P = 1.
-        program: flat, JSON-like facts about the program, in words a person understands.
+        facts: flat, JSON-like facts about what this rank does, in words a person understands.
         timeout: seconds to wait for the other ranks.
-        step: what a rank does here, in words; steps of one name are compared in order.
+        step: what the ranks do here.
 
     Raises:
         RankMismatchError: on every rank that took part, naming what differs, or who is missing.
@@ -61,41 +92,26 @@ def agree(
         return
     store = _store(topology)
     group = id(find_group(topology))
-    n = next(_steps[step, topology.group_name, group])
-    keys = [f"{step}/{n}/{r}" for r in range(topology.size)]
-    store.set(keys[topology.rank], json.dumps(program, default=str))
+    n = next(_steps[step.doing, topology.group_name, group])
+    keys = [f"{step.doing}/{n}/{r}" for r in range(topology.size)]
+    store.set(keys[topology.rank], json.dumps(facts, default=str))
+    text = ""
     missing = _missing(store, keys, timeout)
     if missing:
         who = [topology.ranks[r] for r in missing]
+        own = f" This rank's inputs: {facts['inputs']}." if "inputs" in facts else ""
         text = (
-            f"rank {topology.ranks[topology.rank]} {step} {n}, and rank(s) {who} did not within "
-            f"{timeout:g} s"
-            + (
-                " (option check_timeout). They died, or still run an earlier graph because their "
-                "inputs differ: all ranks must call the model with the same shapes and dtypes. "
-                f"This rank's inputs: {program.get('inputs')}."
-                if step == COMPILES
-                else ". They died, or took another path: all ranks must take this step."
-            )
+            f"rank {topology.ranks[topology.rank]} {step.doing} {n}, and rank(s) {who} did not "
+            f"within {timeout:g} s{step.setting}. {step.missing}{own}"
         )
-        announce_failure(topology, text)
-        raise RankMismatchError(text)
-    programs = [json.loads(store.get(k)) for k in keys]
-    differences = _differences(programs, topology)
-    if differences:
-        text = (
-            f"the ranks of group {topology.group_name!r} "
-            + (
-                "do not compile the same program; all ranks must call the same model with the same "
-                "shapes, dtypes and options:\n"
-                if step == COMPILES
-                else f"differ where each {step}:\n"
+    else:
+        differences = _differences([json.loads(store.get(k)) for k in keys], topology)
+        if differences:
+            text = "\n".join(
+                [f"the ranks of group {topology.group_name!r} {step.differing}:", *differences]
             )
-            + "\n".join(differences)
-            + "\nA model that only some ranks have called before can differ too: by tables that it "
-            "makes once, or by sizes that Dynamo has seen change (torch.compiler.reset() forgets "
-            "those)."
-        )
+            text += step.hint
+    if text:
         announce_failure(topology, text)
         raise RankMismatchError(text)
 
@@ -106,10 +122,10 @@ def _missing(store: Store, keys: list[str], timeout: float) -> list[int]:
     return [i for i, k in enumerate(keys) if not store.check([k])]
 
 
-def _differences(programs: list[dict[str, Any]], topology: Topology) -> list[str]:
+def _differences(each: list[dict[str, Any]], topology: Topology) -> list[str]:
     out = []
-    for name in {k: None for p in programs for k in p}:
-        facts: list[Any] = [p.get(name) for p in programs]
+    for name in {k: None for f in each for k in f}:
+        facts: list[Any] = [f.get(name) for f in each]
         skip = 0
         if all(isinstance(f, list) for f in facts):
             # Of long lists, what follows the part that is the same.

@@ -36,6 +36,7 @@ from ascend_sp.runtime.text_encoder.vocabulary import (
 from ascend_sp.runtime.text_encoder.watch import watch
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve, sequence_dim
 
+_STEP = guards.Step.named("splits its text encoder")
 _TIMEOUT = 300.0
 
 
@@ -133,7 +134,7 @@ def parallelize_text_encoder(
         whole |= {f.name: "one rank" for f in found}
         return make_report(encoder, 1, {}, whole, before, ())
     facts = {"encoder": type(encoder).__name__, "split": _digest(encoder, found)}
-    guards.agree(topology, facts, _TIMEOUT, "splits its text encoder")
+    guards.agree(topology, facts, _TIMEOUT, _STEP)
     record = Record(topology, sequence_dim(mesh) if mesh else _world_mesh(device))
     proofs: dict[object, Proof] = {}
     split = {}

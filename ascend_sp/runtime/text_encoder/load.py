@@ -20,6 +20,7 @@ from ascend_sp.runtime.text_encoder.names import match
 from ascend_sp.runtime.text_encoder.split import PADDING
 
 Paths = str | PathLike[str] | Iterable[str | PathLike[str]]
+_STEP = guards.Step.named("loads its text encoder")
 _TIMEOUT = 600.0
 
 
@@ -81,7 +82,7 @@ def load_text_encoder(
     # A rank that failed alone must not leave the others waiting in the first call.
     word = "loaded" if error is None else f"{type(error).__name__}: {error}"
     if error is None or record.topology.size > 1:
-        guards.agree(record.topology, {"weights": word}, _TIMEOUT, "loads its text encoder")
+        guards.agree(record.topology, {"weights": word}, _TIMEOUT, _STEP)
     if report is None:
         raise error or AssertionError
     return report
