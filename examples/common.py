@@ -208,18 +208,16 @@ def generate(pipe: Any, world: World, seed: int, label: str, **inputs: Any) -> R
     return Run(image, latents[0].float().cpu(), [b - a for a, b in pairwise(ends)], took)
 
 
-def warm_up(pipe: Any, world: World, seed: int, **inputs: Any) -> float:
-    """Call the pipeline for two steps, twice, which compiles; the seconds that took.
+def warm_up(pipe: Any, world: World, seed: int, **inputs: Any) -> None:
+    """Call the pipeline for two steps, twice, which compiles.
 
     Twice, because a model that makes its tables in the first call is compiled again in the second.
     """
     pipe.set_progress_bar_config(disable=True)
-    start = time.perf_counter()
     for _ in range(2):
         generator = torch.Generator("cpu").manual_seed(seed)
         pipe(**{**inputs, "num_inference_steps": 2}, generator=generator, output_type="latent")
     world.synchronize()
-    return time.perf_counter() - start
 
 
 def collectives(dump_dir: str | Path, rank: int) -> tuple[Counter[str], int]:

@@ -12,7 +12,6 @@ compiled run of all.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import small
 from program import Example, run
@@ -20,19 +19,18 @@ from program import Example, run
 PROMPT = "a lighthouse on a cliff, oil painting"
 
 
-def inputs(args: argparse.Namespace) -> dict[str, Any]:
-    return {"prompt": args.prompt or PROMPT, "max_sequence_length": 512 if args.model else 128}
+def example(args: argparse.Namespace) -> Example:
+    return Example(
+        name="FLUX.1",
+        pipeline="FluxPipeline",
+        small=small.flux,
+        inputs={
+            "prompt": args.prompt or PROMPT,
+            "max_sequence_length": 512 if args.model else 128,
+        },
+        encoders=("text_encoder", "text_encoder_2"),
+    )
 
 
 if __name__ == "__main__":
-    run(
-        Example(
-            name="FLUX.1",
-            description=__doc__.splitlines()[0],
-            output="out/flux.png",
-            pipeline="FluxPipeline",
-            small=small.flux,
-            inputs=inputs,
-            encoders=("text_encoder", "text_encoder_2"),
-        )
-    )
+    run(__doc__, "out/flux.png", example)

@@ -39,29 +39,37 @@ class Example:
 
     name: str
     """As in the benchmark tables."""
-    description: str
-    output: str
-    """Default picture file."""
     pipeline: str
     """Class of diffusers that loads real weights."""
     small: Callable[[int, torch.dtype], Any]
     """Makes the reduced one from a seed."""
-    inputs: Callable[[argparse.Namespace], dict[str, Any]]
+    inputs: dict[str, Any]
     """What a call is given besides size and steps: the same on all ranks."""
     encoders: tuple[str, ...]
     """Attributes of the pipeline that ``--tep`` shards."""
-    add_arguments: Callable[[Parser], object] = lambda parser: None
 
 
-def run(example: Example) -> None:
-    """Parse the arguments and run on this rank."""
+def run(
+    description: str,
+    output: str,
+    example: Callable[[argparse.Namespace], Example],
+    add_arguments: Callable[[Parser], object] = lambda parser: None,
+) -> None:
+    """Parse the arguments, make of them an example, and run it on this rank.
+
+    Args:
+        description: of the program; its first line is shown by ``--help``.
+        output: default picture file.
+        example: what to run, from the parsed arguments.
+        add_arguments: adds those that only this program has.
+    """
     quiet()
-    arguments = parser(example.description, example.output)
-    example.add_arguments(arguments)
+    arguments = parser(description.splitlines()[0], output)
+    add_arguments(arguments)
     args = arguments.parse_args()
     check(arguments, args)
     with world(arguments, args.device, args.timeout) as here:
-        _run(example, args, arguments, here)
+        _run(example(args), args, arguments, here)
 
 
 def load(example: Example, args: argparse.Namespace, device: torch.device) -> Any:
@@ -81,7 +89,7 @@ def _run(example: Example, args: argparse.Namespace, arguments: Parser, world: W
         "height": args.height,
         "width": args.width,
         "num_inference_steps": args.steps,
-        **example.inputs(args),
+        **example.inputs,
     }
     one = None
     if args.baseline and world.rank == 0:

@@ -12,7 +12,6 @@ processor for pictures needs torchvision.
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,16 @@ def inputs(args: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
+def example(args: argparse.Namespace) -> Example:
+    return Example(
+        name="Qwen-Image-Edit" + "-Plus" * args.plus,
+        pipeline="QwenImageEditPlusPipeline" if args.plus else "QwenImageEditPipeline",
+        small=partial(small.qwen_image_edit, plus=args.plus),
+        inputs=inputs(args),
+        encoders=("text_encoder",),
+    )
+
+
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("--plus", action="store_true", help="the Plus pipeline")
     parser.add_argument("--image", type=Path, nargs="*", default=[], help="pictures to edit")
@@ -48,16 +57,4 @@ def add_arguments(parser: Parser) -> None:
 
 
 if __name__ == "__main__":
-    plus = "--plus" in sys.argv
-    run(
-        Example(
-            name="Qwen-Image-Edit" + "-Plus" * plus,
-            description=__doc__.splitlines()[0],
-            output="out/qwen_image_edit.png",
-            pipeline="QwenImageEditPlusPipeline" if plus else "QwenImageEditPipeline",
-            small=partial(small.qwen_image_edit, plus=plus),
-            inputs=inputs,
-            encoders=("text_encoder",),
-            add_arguments=add_arguments,
-        )
-    )
+    run(__doc__, "out/qwen_image_edit.png", example, add_arguments)

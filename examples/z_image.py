@@ -11,7 +11,6 @@ cold start: this model makes its rotary tables in the first call, which the comp
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import small
 from common import Parser
@@ -20,8 +19,14 @@ from program import Example, run
 PROMPT = "a lighthouse on a cliff, oil painting"
 
 
-def inputs(args: argparse.Namespace) -> dict[str, Any]:
-    return {"prompt": args.prompt or PROMPT, "guidance_scale": args.guidance}
+def example(args: argparse.Namespace) -> Example:
+    return Example(
+        name="Z-Image",
+        pipeline="ZImagePipeline",
+        small=small.z_image,
+        inputs={"prompt": args.prompt or PROMPT, "guidance_scale": args.guidance},
+        encoders=("text_encoder",),
+    )
 
 
 def add_arguments(parser: Parser) -> None:
@@ -34,15 +39,4 @@ def add_arguments(parser: Parser) -> None:
 
 
 if __name__ == "__main__":
-    run(
-        Example(
-            name="Z-Image",
-            description=__doc__.splitlines()[0],
-            output="out/z_image.png",
-            pipeline="ZImagePipeline",
-            small=small.z_image,
-            inputs=inputs,
-            encoders=("text_encoder",),
-            add_arguments=add_arguments,
-        )
-    )
+    run(__doc__, "out/z_image.png", example, add_arguments)
