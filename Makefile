@@ -6,14 +6,31 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 RANKS ?= 2
+# torch_npu breaks `import torch` where there is no CANN, so it lies apart, and only its own tests
+# see it, over the simulated CANN of tests/cann.
+NPU := .npu
+TORCH_NPU ?= torch-npu==2.13.0
+PLATFORM := $(shell uname -s)-$(shell uname -m)
+NPU_ENV := PYTHONPATH=$(NPU)/site CANNSIM_LIB_DIR=$(NPU)/cann TORCH_DEVICE_BACKEND_AUTOLOAD=0
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-npu test-slow lint format bench clean
 
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(RANKS) examples/flux.py
 
 test: lint
 	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory test-npu
+
+# There are wheels of torch_npu for these two platforms.
+ifneq ($(filter Linux-x86_64 Linux-aarch64,$(PLATFORM)),)
+test-npu: $(NPU)/.ready
+	$(BIN)/python tests/cann/build.py --torch-npu $(NPU)/site --out $(NPU)/cann
+	$(NPU_ENV) $(BIN)/python -m pytest tests/cann tests/npu
+else
+test-npu:
+	@echo "There is no torch-npu for $(PLATFORM): the tests on a simulated NPU are skipped."
+endif
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow --timeout 1800
@@ -38,5 +55,11 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(NPU)/.ready: $(VENV)/.ready
+	rm -rf $(NPU)/site
+	$(BIN)/pip install --quiet --no-deps --target $(NPU)/site "$(TORCH_NPU)" attrs cloudpickle \
+		decorator protobuf
+	touch $@
+
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) $(NPU) out build *.egg-info

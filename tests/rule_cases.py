@@ -174,6 +174,24 @@ def _(g: Draw, op: Any) -> Any:
     return two(g, [b, m, k], [b, k, n])
 
 
+@case(aten.matmul.default)
+def _(g: Draw, op: Any) -> Any:
+    a, b, m, k, n = g.shape(5)
+    return two(
+        g,
+        *g.pick(
+            ([m, k], [k, n]),
+            ([b, m, k], [k, n]),
+            ([a, b, m, k], [k, n]),
+            ([a, b, m, k], [a, b, k, n]),
+            ([a, b, m, k], [b, k, n]),
+            ([a, 1, m, k], [1, b, k, n]),
+            ([m, k], [a, b, k, n]),
+            ([m, k], [k]),
+        ),
+    )
+
+
 @case(aten.mv.default)
 def _(g: Draw, op: Any) -> Any:
     m, k = g.shape(2)

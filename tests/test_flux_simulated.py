@@ -126,4 +126,4 @@ def test_math_attention_is_an_option() -> None:
     outputs, programs, _, _ = simulate(captured, 2, Config(attention="math"))
     assert worst(outputs, reference) <= TOLERANCE
     ops = {str(n.target) for n in programs[0].graph.nodes}
-    assert "aten._scaled_dot_product_attention_math.default" in ops
+    assert {"aten.matmul.default", "aten._softmax.default"} <= ops

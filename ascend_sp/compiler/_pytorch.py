@@ -21,6 +21,7 @@ from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 __all__ = [
+    "copy_of",
     "graph_breaks",
     "inductor",
     "static_input_indices",
@@ -28,6 +29,17 @@ __all__ = [
     "trace_log",
     "trace_structured",
 ]
+
+
+def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
+    """`gm` with a graph of its own; tensors and fake values are shared."""
+    graph = fx.Graph()
+    graph.set_codegen(gm.graph._codegen)
+    output = graph.graph_copy(gm.graph, {}, return_output_node=True)
+    assert isinstance(output, tuple)
+    graph.output(output[0])
+    graph.output_node().meta.update(output[1].meta)
+    return fx.GraphModule(gm, graph)
 
 
 def graph_breaks() -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,10 +17,12 @@ from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.pipeline import capture_attention, compile_aten
+from ascend_sp.compiler.targets import Target
 from ascend_sp.passes.border import border
-from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.context import Note, PassContext
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
+from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
 from ascend_sp.runtime.text_encoder.apply import encoder_is_running
 from ascend_sp.runtime.topology import SINGLE, resolve
 
@@ -61,15 +64,20 @@ def ascend_sp(
     )
     parallel = encoder_is_running() or any(isinstance(x, DTensor) for x in example_inputs)
     start = time.perf_counter()
-    gm = capture_attention(gm, PassContext(topology))
+    captured = PassContext(topology)
+    gm = capture_attention(gm, captured)
 
     def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         # PyTorch may call this twice for one graph: all state of a compile is made here.
+        device = _device_type(inputs)
         own = PassContext(
             topology,
+            device=device,
+            ascend=ascend() if device == DEVICE else Ascend(),
             attention=config.attention,
             on_unsharded=config.on_unsharded,
             static_inputs=_names(aten, _pytorch.static_input_indices()),
+            notes=list(captured.notes),
         )
         _leave_parallel_graph(aten, own, parallel)
         return _compile(aten, inputs, own, config, {"AOTAutograd": time.perf_counter() - start})
@@ -90,18 +98,51 @@ def _compile(
     try:
         if config.check_ranks:
             with dump.timed("check_ranks"):
-                guards.agree(ctx.topology, _program(gm, config), config.check_timeout)
-        gm = compile_aten(gm, ctx, config, dump)
+                guards.agree(ctx.topology, _program(gm, config, ctx), config.check_timeout)
+        gm, ctx, target = _descend(gm, ctx, config, dump)
         dump.finish(gm, ctx, config.described())
         with dump.timed("lowering"):
-            lower = targets.choose(config.target, _device_type(inputs))
-            run = border(ctx).wrap(lower(gm, border(ctx).real_inputs(inputs), static))
+            lowered = target.lower(gm, border(ctx).real_inputs(inputs), static)
+            run = border(ctx).wrap(lowered)
         dump.finish_times()
     except Exception as e:
         if ctx.topology.size > 1:
             guards.announce_failure(ctx.topology, str(e))
         raise
     return guards.guarded(run, ctx.topology, f"graph {dump.number}")
+
+
+def _descend(
+    gm: fx.GraphModule, ctx: PassContext, config: Config, dump: Dump
+) -> tuple[fx.GraphModule, PassContext, Target]:
+    """Run the passes for the first target of the ladder that takes what comes out.
+
+    Every rank has the same program and the same versions, or `guards.agree` would have raised; so
+    all ranks choose alike.
+    """
+    rungs = targets.ladder(config.target, ctx.device)
+    given, why = ctx, ""
+    for target in rungs:
+        if why:
+            warnings.warn(f"ascend_sp: target {why}. {target.name} takes over.", stacklevel=2)
+        ctx = replace(
+            given,
+            target=target.name,
+            converts=target.converts,
+            notes=[*given.notes, *([Note("target", "", target.name, why, "")] if why else [])],
+            analysis=dict(given.analysis),
+        )
+        lacks = target.missing(ctx.ascend)
+        if lacks:
+            why = f"{target.name} is not used: {lacks}"
+            continue
+        last = target is rungs[-1]
+        attempt = compile_aten(gm if last else _pytorch.copy_of(gm), ctx, config, dump)
+        refused = target.refuses(attempt)
+        if last or not refused:
+            break
+        why = f"{target.name} cannot take this graph: {'; '.join(refused)}"
+    return attempt, ctx, target
 
 
 def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) -> None:
@@ -124,7 +165,7 @@ def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) 
         )
 
 
-def _program(gm: fx.GraphModule, config: Config) -> dict[str, Any]:
+def _program(gm: fx.GraphModule, config: Config, ctx: PassContext) -> dict[str, Any]:
     """Facts that must be the same on all ranks, from the graph before it is cut for one of them."""
     inputs = []
     for node in gm.graph.find_nodes(op="placeholder"):
@@ -136,8 +177,12 @@ def _program(gm: fx.GraphModule, config: Config) -> dict[str, Any]:
             inputs.append(f"{node.name}: {_size(val)}")
     code = "\n".join(n.format_node() or "" for n in gm.graph.nodes)
     options = {k: v for k, v in config.described().items() if k not in ("dump_dir", "mesh")}
+    versions = f"torch {torch.__version__}"
+    if ctx.device == DEVICE:
+        a = ctx.ascend
+        versions += f", torch_npu {a.torch_npu}, CANN {a.cann}, {a.soc}"
     return {
-        "versions": f"torch {torch.__version__}",
+        "versions": versions,
         "options": options,
         "inputs": inputs,
         "operations": len(gm.graph.nodes),

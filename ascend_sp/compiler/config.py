@@ -88,15 +88,17 @@ class Config:
     )
     target: str = _option(
         "auto",
-        _one_of("auto", "inductor", "eager"),
-        "auto, inductor or eager",
-        "What the finished graph is lowered to; auto is inductor on CPU and CUDA, else eager.",
+        _one_of("auto", "inductor", "npugraph_ex", "torchair", "eager"),
+        "auto, inductor, npugraph_ex, torchair or eager",
+        "What the finished graph is lowered to; auto is npugraph_ex on Ascend (docs/ascend.md says "
+        "why), inductor on CPU and CUDA, else eager.",
     )
     attention: str = _option(
         "auto",
         _one_of("auto", "sdpa", "math"),
         "auto, sdpa or math",
-        "What attention becomes; auto is sdpa, PyTorch's fused kernel of the device.",
+        "What attention becomes; auto is Ascend's fused inference attention in its graphs, "
+        "and sdpa, PyTorch's fused kernel of the device, elsewhere.",
     )
     on_unsharded: str = _option(
         "fallback",

@@ -15,14 +15,44 @@ from ascend_sp.compiler.verify import verify
 from ascend_sp.passes.capture_attention import capture_attention
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.decompose_complex import decompose_complex
+from ascend_sp.passes.decompose_unsupported import decompose_unsupported
 from ascend_sp.passes.lower_attention import lower_attention
+from ascend_sp.passes.npu.attention import fuse_attention
+from ascend_sp.passes.npu.norms import fuse_rms_norm
+from ascend_sp.passes.npu.rotary import fuse_rotary
 from ascend_sp.passes.order_collectives import order_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
 from ascend_sp.passes.ulysses import ulysses
 from ascend_sp.runtime.errors import ConfigError
+from ascend_sp.runtime.npu import DEVICE
 
 __all__ = ["PASSES", "Pass", "capture_attention", "compile_aten", "optional_passes"]
+
+
+def _always(_: PassContext) -> bool:
+    return True
+
+
+def _several_ranks(ctx: PassContext) -> bool:
+    return ctx.topology.size > 1
+
+
+def _npu(ctx: PassContext) -> bool:
+    return ctx.device == DEVICE
+
+
+def _npu_graph(ctx: PassContext) -> bool:
+    return ctx.npu_graph
+
+
+def _no_complex(ctx: PassContext) -> bool:
+    """Sharding has no rules for complex values, and Ascend's graphs no type."""
+    return _several_ranks(ctx) or _npu_graph(ctx)
+
+
+def _fused_attention(ctx: PassContext) -> bool:
+    return ctx.npu_graph and ctx.attention == "auto"
 
 
 @dataclass(frozen=True)
@@ -34,8 +64,8 @@ class Pass:
     """What must hold before."""
     ensures: frozenset[str] = frozenset()
     """What holds after."""
-    several_ranks: bool = True
-    """Runs only for P > 1."""
+    when: Callable[[PassContext], bool] = _always
+    """Whether the pass is for this compile."""
     optional: bool = False
     """The program is right without it, so `skip_passes` may name it."""
 
@@ -51,13 +81,18 @@ def _facts(*names: str) -> frozenset[str]:
 
 PASSES: tuple[Pass, ...] = (
     # On an ATen graph of whole tensors, attention still opaque (capture_attention ran before):
-    Pass(decompose_complex, _facts("aten"), _facts("real")),
-    Pass(propagate_sharding, _facts("aten"), _facts("planned")),
+    Pass(decompose_complex, _facts("aten"), _facts("real"), _no_complex),
+    Pass(propagate_sharding, _facts("aten"), _facts("planned"), _several_ranks),
     # From here on the graph is one rank's program.
-    Pass(materialise_sharding, _facts("planned"), _facts("local")),
-    Pass(ulysses, _facts("local"), _facts("attends whole sequences")),
-    Pass(order_collectives, _facts("local"), optional=True),
-    Pass(lower_attention, _facts("aten"), _facts("lowerable"), several_ranks=False),
+    Pass(materialise_sharding, _facts("planned"), _facts("local"), _several_ranks),
+    Pass(ulysses, _facts("local"), _facts("attends whole sequences"), _several_ranks),
+    # Ascend's fused ops, where they fit; before the order, which counts on what really runs.
+    Pass(fuse_rms_norm, _facts("aten"), when=_npu, optional=True),
+    Pass(fuse_rotary, _facts("aten"), when=_npu, optional=True),
+    Pass(fuse_attention, _facts("aten"), when=_fused_attention, optional=True),
+    Pass(order_collectives, _facts("local"), when=_several_ranks, optional=True),
+    Pass(lower_attention, _facts("aten"), _facts("lowerable")),
+    Pass(decompose_unsupported, _facts("lowerable"), when=_npu_graph),
 )
 
 
@@ -95,7 +130,7 @@ def compile_aten(
     if dump:
         dump.graph(gm, "captured", 0.0)
     for p in passes:
-        if (p.several_ranks and ctx.topology.size == 1) or p.name in config.skip_passes:
+        if not p.when(ctx) or p.name in config.skip_passes:
             continue
         if not p.requires <= facts:
             raise AssertionError(f"{p.name} requires {set(p.requires - facts)}; have {facts}")

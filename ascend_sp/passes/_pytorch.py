@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from torch import fx
+from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import py_sym_types
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.proxy_tensor import make_fx, py_sym_types
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.interp import sympy_interp
@@ -25,10 +30,28 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "OptimizedPythonReferenceAnalysis",
+    "decompositions",
     "enable_python_dispatcher",
+    "free_unbacked_symbols",
     "py_sym_types",
     "statically_known_true",
     "sympy_interp",
+    "trace",
     "tree_leaves",
     "tree_map",
 ]
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """PyTorch's decompositions to the core ATen ops."""
+    return core_aten_decompositions()
+
+
+def trace(
+    fn: Callable[..., Any], table: dict[Any, Callable[..., Any]], inputs: Sequence[Any]
+) -> fx.GraphModule | None:
+    """The ATen graph of `fn` on fake `inputs`; None if it cannot be traced."""
+    try:
+        return make_fx(fn, decomposition_table=table)(*inputs)
+    except Exception:  # an op may have no meta kernel, or look at values
+        return None

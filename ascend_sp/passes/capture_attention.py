@@ -1,6 +1,8 @@
 """Capture: every attention call of the Dynamo graph becomes one opaque `ascend_sp::attention`.
 
-It has to happen before AOTAutograd, which would turn the call into one device's kernel.
+It has to happen before AOTAutograd, which would turn the call into one device's kernel. Captured
+are `F.scaled_dot_product_attention`, however its arguments are passed, and the attention ops of
+torch_npu that models written for Ascend call themselves (`npu_calls`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.passes.npu.calls import capture_npu_attention
 from ascend_sp.runtime.errors import AscendSPError
 from ascend_sp.runtime.ops import attention as attention_op
 
@@ -35,7 +38,7 @@ TARGETS = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_att
 
 
 def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
-    """Replace `F.scaled_dot_product_attention`, however its arguments are passed.
+    """Replace all attention calls that mean what `ascend_sp::attention` means.
 
     Raises:
         AscendSPError: dropout is not zero. Ranks would draw different masks.
@@ -45,6 +48,7 @@ def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             for target in TARGETS:
                 for node in module.graph.find_nodes(op="call_function", target=target):
                     _replace(module.graph, node)
+            capture_npu_attention(module.graph, ctx)
             module.graph.lint()
             module.recompile()
     return gm

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
+from ascend_sp.runtime.npu import DEVICE, Ascend
 from ascend_sp.runtime.topology import SINGLE, Topology
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>.+)')
@@ -43,6 +45,14 @@ class PassContext:
     """State that the passes of one compile share."""
 
     topology: Topology = SINGLE
+    device: str = "cpu"
+    """Type of the device that the graph runs on."""
+    target: str = "eager"
+    """Name of the lowering target."""
+    ascend: Ascend = field(default_factory=Ascend)
+    """The Ascend software, if `device` is ``"npu"``."""
+    converts: Callable[[Any], bool] | None = None
+    """Whether the target can take an op; None if it takes all."""
     attention: str = "auto"
     on_unsharded: str = "fallback"
     static_inputs: frozenset[str] = frozenset()
@@ -50,6 +60,11 @@ class PassContext:
     notes: list[Note] = field(default_factory=list)
     analysis: dict[str, Any] = field(default_factory=dict)
     """Results that one pass leaves for a later one, by name."""
+
+    @property
+    def npu_graph(self) -> bool:
+        """Whether the graph becomes one of Ascend's graphs, not calls of single ops."""
+        return self.device == DEVICE and self.target in ("torchair", "npugraph_ex")
 
     def note(self, kind: str, node: fx.Node, text: str) -> None:
         """Put a line about `node` in the report."""

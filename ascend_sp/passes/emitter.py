@@ -116,10 +116,21 @@ class Emitter:
             return self.call(aten.view.default, self.contiguous(x, force=True), shape)
 
     def permute(self, x: fx.Node, dims: Sequence[int]) -> fx.Node:
-        """`x` with its dims reordered."""
-        if list(dims) == list(range(len(dims))):
-            return x
-        return self.call(aten.permute.default, x, list(dims))
+        """`x` with its dims reordered.
+
+        Two reorderings become one, and one that only moves dims of one element becomes a view:
+        graph engines copy for every permute that they are given.
+        """
+        dims = list(dims)
+        if x.target is aten.permute.default:
+            inner: Any = x.args[1]
+            source: Any = x.args[0]
+            return self.permute(source, [inner[d] % len(dims) for d in dims])
+        shape = as_shape_of(x)
+        moved = [d for d in dims if shape[d] != 1]
+        if moved == sorted(moved):
+            return self.view(x, [shape[d] for d in dims])
+        return self.call(aten.permute.default, x, dims)
 
     def contiguous(self, x: fx.Node, *, force: bool = False) -> fx.Node:
         """`x` in row-major order: `x` itself if it is so already."""

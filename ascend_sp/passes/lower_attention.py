@@ -1,19 +1,21 @@
-"""The opaque attention becomes the op that the lowering target runs.
+"""The opaque attention becomes ops that the lowering target runs.
 
 ``sdpa`` is `F.scaled_dot_product_attention`, which picks the device's fused kernel; ``math`` is the
-same spelled out in matrix products, for comparison.
+same spelled out in matrix products, for comparison, and for Ascend's graphs, which have no SDPA.
 """
 
 from __future__ import annotations
 
-import operator
+from typing import Any
 
 import torch
 from torch import fx
 
 from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter
+from ascend_sp.passes.emitter import Emitter, as_shape_of
+from ascend_sp.passes.sizes import divide
 from ascend_sp.runtime.ops import attention as attention_op
+from ascend_sp.runtime.ops import attention_arguments
 
 aten = torch.ops.aten
 
@@ -21,22 +23,86 @@ aten = torch.ops.aten
 def lower_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Replace every `ascend_sp::attention`."""
     emit = Emitter(gm, "lower_attention")
+    spelled_out = ctx.attention == "math" or ctx.npu_graph
     for node in gm.graph.find_nodes(op="call_function", target=attention_op):
-        names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        args = (given["q"], given["k"], given["v"], given.get("attn_mask"), 0.0)
-        causal = given.get("is_causal", False)
-        more = {"scale": given.get("scale"), "enable_gqa": given.get("enable_gqa", False)}
+        given = attention_arguments(node)
         with emit.at(node):
-            if ctx.attention == "math":
-                new = emit.call(
-                    aten._scaled_dot_product_attention_math.default, *args, causal, **more
-                )
-                new = emit.call(operator.getitem, new, 0)
-            else:
-                new = emit.call(aten.scaled_dot_product_attention.default, *args, causal, **more)
+            new = _math(emit, **given) if spelled_out else _sdpa(emit, **given)
             new = emit.restride(new, node.meta["val"].stride())
         new.meta.update({k: v for k, v in node.meta.items() if k.startswith("ascend_sp")})
         node.replace_all_uses_with(new)
         gm.graph.erase_node(node)
     return gm
+
+
+def _sdpa(
+    e: Emitter,
+    q: fx.Node,
+    k: fx.Node,
+    v: fx.Node,
+    attn_mask: fx.Node | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> fx.Node:
+    return e.call(
+        aten.scaled_dot_product_attention.default,
+        *(q, k, v, attn_mask, 0.0, is_causal),
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
+
+
+def _math(
+    e: Emitter,
+    q: fx.Node,
+    k: fx.Node,
+    v: fx.Node,
+    attn_mask: fx.Node | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> fx.Node:
+    """``softmax(q k^T * scale + mask) v``, the scale shared between q and k as PyTorch does."""
+    if enable_gqa:
+        k, v = _each_group(e, k, q), _each_group(e, v, q)
+    dims = as_shape_of(q)
+    root = (scale if scale is not None else dims[-1] ** -0.5) ** 0.5
+    last = len(dims) - 1
+    turned = e.permute(k, [*range(last - 1), last, last - 1])
+    scores = e.call(
+        aten.matmul.default,
+        e.call(aten.mul.Scalar, q, root),
+        e.call(aten.mul.Scalar, turned, root),
+    )
+    device = q.meta["val"].device
+    if is_causal:
+        ones = e.call(
+            aten.ones.default,
+            [dims[-2], as_shape_of(k)[-2]],
+            dtype=torch.bool,
+            device=device,
+        )
+        attn_mask = e.call(aten.tril.default, ones)
+    hides: Any = attn_mask
+    if hides is not None and hides.meta["val"].dtype == torch.bool:
+        dtype = q.meta["val"].dtype
+        zero = e.call(aten.full.default, [], 0.0, dtype=dtype, device=device)
+        never = e.call(aten.full.default, [], float("-inf"), dtype=dtype, device=device)
+        hides = e.call(aten.where.self, hides, zero, never)
+    if hides is not None:
+        scores = e.call(aten.add.Tensor, scores, hides)
+        # Rows in which nobody is seen become zeros, as in PyTorch.
+        weights = e.call(aten._safe_softmax.default, scores, -1)
+    else:
+        weights = e.call(aten._softmax.default, scores, -1, False)
+    return e.call(aten.matmul.default, weights, v)
+
+
+def _each_group(e: Emitter, x: fx.Node, q: fx.Node) -> fx.Node:
+    """``[B, G, T, D] -> [B, H, T, D]``: the heads of keys once for each query head they serve."""
+    b, g, t, d = as_shape_of(x)
+    heads = as_shape_of(q)[1]
+    grown = e.call(aten.unsqueeze.default, x, 2)
+    grown = e.call(aten.expand.default, grown, [b, g, divide(heads, g), t, d])
+    return e.call(aten.reshape.default, grown, [b, heads, t, d])

@@ -13,7 +13,6 @@ global order** where something does care: a mask, causality, or padding in the m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -25,7 +24,7 @@ from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, INPUTS, PLACEME
 from ascend_sp.passes.sharding.redistribute import by_rank, in_order
 from ascend_sp.passes.sizes import Size, ceil_div, divide
 from ascend_sp.runtime import collectives
-from ascend_sp.runtime.ops import attention, split_attention
+from ascend_sp.runtime.ops import attention, attention_arguments, split_attention
 from ascend_sp.runtime.topology import Topology
 
 aten = torch.ops.aten
@@ -53,7 +52,7 @@ class Expansion:
     def run(self) -> None:
         """Replace the node."""
         e, p = self.e, self.topology.size
-        q, k, v, mask, causal, scale, gqa = self._arguments()
+        q, k, v, mask, causal, scale, gqa = attention_arguments(self.node).values()
         heads, groups = as_shape_of(q)[1], as_shape_of(k)[1]
         if gqa and (divide(heads, p) is None or divide(groups, p) is None):
             k, v, gqa = self._repeat_heads(k, heads), self._repeat_heads(v, heads), False
@@ -81,13 +80,6 @@ class Expansion:
         self.node.replace_all_uses_with(result)
         e.graph.erase_node(self.node)
 
-    def _arguments(self) -> tuple[Any, ...]:
-        schema = self.node.target._schema.arguments  # type: ignore[union-attr]
-        args = list(self.node.args)
-        for argument in schema[len(args) :]:
-            args.append(self.node.kwargs.get(argument.name, argument.default_value))
-        return tuple(args)
-
     def _repeat_heads(self, x: fx.Node, heads: Size) -> fx.Node:
         """``[B, G, c, D] -> [B, H, c, D]``: each head of keys once for each of its query heads."""
         b, g, c, d = as_shape_of(x)
@@ -103,8 +95,8 @@ class Expansion:
         b, h, c, d = as_shape_of(x)
         share = ceil_div(h, p)
         with e.at(_next(x), origin=self.node):
-            padded = e.pad_end(x, 1, share * p - h)
-            blocks = e.permute(e.view(padded, (b, p, share, c, d)), (1, 0, 3, 2, 4))
+            rows = e.pad_end(e.permute(x, (0, 2, 1, 3)), 2, share * p - h)
+            blocks = e.permute(e.view(rows, (b, c, p, share, d)), (2, 0, 1, 3, 4))
             return collectives.all_to_all(e, blocks, self.topology)
 
     def _receive(

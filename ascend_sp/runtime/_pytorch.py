@@ -8,15 +8,25 @@ from __future__ import annotations
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store, _resolve_process_group
+from torch.distributed.distributed_c10d import (
+    PrefixStore,
+    Store,
+    _get_group_tag,
+    _resolve_process_group,
+)
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Store", "group_by_name", "store_of", "tree_leaves", "tree_map", "wait_for"]
+__all__ = ["Store", "group_by_name", "store_of", "tag_of", "tree_leaves", "tree_map", "wait_for"]
 
 
 def group_by_name(name: str) -> dist.ProcessGroup:
     """The process group that functional collectives know as `name`; raises if there is none."""
     return _resolve_process_group(name)  # type: ignore[arg-type]
+
+
+def tag_of(group: dist.ProcessGroup) -> str:
+    """What, with its ranks, tells `group` from others of the same ranks."""
+    return _get_group_tag(group)
 
 
 def store_of(group: dist.ProcessGroup, prefix: str) -> Store:

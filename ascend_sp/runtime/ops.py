@@ -6,9 +6,13 @@ kernel's own layout and outputs. The opaque op keeps the call as the user made i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
+
+from ascend_sp.runtime.npu import DEVICE
 
 NAMESPACE = "ascend_sp"
 
@@ -28,8 +32,26 @@ def _sdpa(
 
 
 _attention = torch.library.custom_op(f"{NAMESPACE}::attention", _sdpa, mutates_args=())
-# On fakes too, so that the strides are those of the kernel that will run.
-_attention.register_fake(_sdpa)
+
+
+@_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if q.device.type == DEVICE and q.dim() == 4:
+        # In the order in which Ascend's fused attention writes, so that what users write behind
+        # it (transpose, then merge the heads) is traced as a view.
+        return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    # Elsewhere the strides are those of the kernel that will run.
+    return _sdpa(q, k, v, attn_mask, is_causal, scale, enable_gqa)
+
+
 attention = torch.ops.ascend_sp.attention.default
 """``attention(q, k, v, attn_mask=None, is_causal=False, scale=None, enable_gqa=False) -> Tensor``.
 
@@ -71,3 +93,12 @@ split_attention = torch.ops.ascend_sp.split_attention.default
 It has a shape but no implementation, so that a program in which it is left over cannot run. The
 mask is whole, ``[..., S, T]``.
 """
+
+
+def attention_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an `attention` or `split_attention` node by name, defaults included."""
+    given: dict[str, Any] = {}
+    for i, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        by_name = node.kwargs.get(a.name, a.default_value)
+        given[a.name] = node.args[i] if i < len(node.args) else by_name
+    return given

@@ -8,9 +8,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ascend_sp.runtime.errors import TopologyError
+from ascend_sp.runtime.npu import DEVICE
 
 MESH_DIM = "sp"
 _meshes: dict[tuple[str, int, int], DeviceMesh] = {}
+_npu_groups: dict[tuple[str, str], dist.ProcessGroup] = {}
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ def resolve(
     Args:
         degree: ranks that share a sequence; None takes all ranks. Must divide the world size.
         mesh: a 1-D DeviceMesh, or one with a dim named ``"sp"``; excludes `degree`.
-        device_type: where the collectives run (``"cpu"``, ``"cuda"``, ``"npu"``), used only if a
-            subgroup has to be made for `degree`.
+        device_type: where the collectives run: ``"cpu"``, ``"cuda"`` or ``"npu"``.
         enabled: False gives P = 1 whatever the rest says.
 
     Raises:
@@ -48,7 +49,7 @@ def resolve(
     if not enabled:
         return SINGLE
     if mesh is not None:
-        return _of_mesh(sequence_dim(mesh), degree)
+        return _of_mesh(sequence_dim(mesh), degree, device_type)
     if not (dist.is_available() and dist.is_initialized()):
         if degree is not None and degree > 1:
             raise TopologyError(
@@ -67,14 +68,14 @@ def resolve(
     if degree == 1:
         return SINGLE
     if degree == world:
-        return _of_group(_world())
+        return _of_group(_world(), device_type)
     # Groups are made once for each split of this world: making one is itself a collective.
     key = (_world().group_name, world, degree)
     if key not in _meshes:
         _meshes[key] = init_device_mesh(
             device_type, (world // degree, degree), mesh_dim_names=("dp", MESH_DIM)
         )
-    return _of_mesh(_meshes[key][MESH_DIM], None)
+    return _of_mesh(_meshes[key][MESH_DIM], None, device_type)
 
 
 def sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
@@ -96,7 +97,7 @@ def sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
     return mesh[MESH_DIM]
 
 
-def _of_mesh(mesh: DeviceMesh, degree: int | None) -> Topology:
+def _of_mesh(mesh: DeviceMesh, degree: int | None, device_type: str) -> Topology:
     if degree is not None and degree != mesh.size():
         raise TopologyError(
             f"degree={degree} and a mesh of {mesh.size()} ranks contradict each other. "
@@ -107,16 +108,45 @@ def _of_mesh(mesh: DeviceMesh, degree: int | None) -> Topology:
             f"rank {dist.get_rank()} is not in the mesh {mesh}. Pass each rank the mesh it is in, "
             "or compile with sequence_parallel=False on ranks outside it."
         )
-    return SINGLE if mesh.size() == 1 else _of_group(mesh.get_group())
+    return SINGLE if mesh.size() == 1 else _of_group(mesh.get_group(), device_type)
 
 
-def _of_group(group: dist.ProcessGroup) -> Topology:
+def _of_group(group: dist.ProcessGroup, device_type: str) -> Topology:
+    if device_type == DEVICE:
+        group = _npu_group(group)
     return Topology(
         rank=dist.get_rank(group),
         size=dist.get_world_size(group),
         group_name=group.group_name,
         ranks=tuple(dist.get_process_group_ranks(group)),
     )
+
+
+def _npu_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """`group`, or one of the same ranks that has a backend for NPUs and no other.
+
+    torchair asks a group for its one device to learn the name of HCCL's communicator, and takes the
+    CPU's if there are two.
+    """
+    config = dist.get_backend_config(group)
+    backends = dict(entry.split(":") for entry in config.split(","))
+    if DEVICE not in backends:
+        raise TopologyError(
+            f"the model is on NPUs, and the process group has no backend for them, only {config}. "
+            'Call torch.distributed.init_process_group("hccl") before the first call, after '
+            '"import torch_npu".'
+        )
+    if len(backends) == 1:
+        return group
+    key = (_world().group_name, group.group_name)
+    if key not in _npu_groups:
+        # All ranks of the group compile, so all of them come here; others need not.
+        _npu_groups[key] = dist.new_group(
+            dist.get_process_group_ranks(group),
+            backend=backends[DEVICE],
+            use_local_synchronization=True,
+        )
+    return _npu_groups[key]
 
 
 def _world() -> dist.ProcessGroup:

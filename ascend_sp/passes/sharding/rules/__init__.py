@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ascend_sp.passes.sharding.rules import attention, matmul, reductions, views  # noqa: F401
+from ascend_sp.passes.sharding.rules import attention, matmul, npu, reductions, views  # noqa: F401
 from ascend_sp.passes.sharding.rules.base import (
+    BY_NAME,
     RULES,
     Answer,
     Call,
@@ -26,7 +27,7 @@ def answer(call: Call) -> Answer:
     An op without a rule of its own, but with PyTorch's pointwise tag, falls under `pointwise`.
     Ops that write in place or draw random numbers are refused: a shard is not the whole.
     """
-    found = RULES.get(call.op)
+    found = RULES.get(call.op) or BY_NAME.get(call.op.name())
     if found is None and (torch.Tag.pointwise in call.op.tags or call.op in UNTAGGED):
         found = pointwise
     if found is None or call.op._schema.is_mutable:

@@ -123,6 +123,8 @@ Answer: TypeAlias = "Local | Reshard | Unsupported"
 Rule: TypeAlias = Callable[[Call], Answer]
 
 RULES: dict[OpOverload, Rule] = {}
+BY_NAME: dict[str, Rule] = {}
+"""Rules of ops that a package which may be absent defines, as ``namespace::op``."""
 
 
 def rule(*ops: OpOverload) -> Callable[[Rule], Rule]:
@@ -133,6 +135,19 @@ def rule(*ops: OpOverload) -> Callable[[Rule], Rule]:
             if op in RULES:
                 raise ValueError(f"{op} has a rule already: {RULES[op].__name__}")
             RULES[op] = fn
+        return fn
+
+    return register
+
+
+def rule_by_name(*names: str) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of ops that may not be there."""
+
+    def register(fn: Rule) -> Rule:
+        for name in names:
+            if name in BY_NAME:
+                raise ValueError(f"{name} has a rule already: {BY_NAME[name].__name__}")
+            BY_NAME[name] = fn
         return fn
 
     return register

@@ -49,6 +49,35 @@ def mv(call: Call) -> Answer:
     return _product(call, "mk", "k", "m")
 
 
+@rule(aten.matmul.default)
+def matmul(call: Call) -> Answer:
+    """``([..., m, k], [..., k, n]) -> [..., m, n]``, batch dims broadcast.
+
+    Devices that split it later than CPUs do (Ascend) leave it whole in the graph.
+    """
+    a, b = call.operands
+    if min(a.ndim, b.ndim) < 2:
+        return Reshard("a matrix is multiplied with a vector")
+    batch = call.outputs[0][:-2]
+    if len(batch) > len(_BATCH):
+        return Reshard(f"a matrix product of {len(batch) + 2} dims")
+
+    def letters(x: Operand) -> str:
+        skipped = len(batch) - (x.ndim - 2)
+        names = zip(_BATCH[skipped:], x.shape[:-2], batch[skipped:], strict=False)
+        # A dim of one that is broadcast has nothing to do with the one it is broadcast against.
+        return "".join(i if equal(n, out) else _ALONE for i, n, out in names)
+
+    left, right = letters(a) + "mk", letters(b) + "kn"
+    for x, names in ((a, left), (b, right)):
+        if isinstance(x.placement, Shard) and names[x.shard.dim] == _ALONE:
+            return Reshard("a sequence of one token is broadcast in a matrix product")
+    return _product(call, left, right, _BATCH[: len(batch)] + "mn")
+
+
+_BATCH, _ALONE = "abcdefgh", "-"
+
+
 def _product(call: Call, left: str, right: str, out: str, bias: str | None = None) -> Answer:
     *added, a, b = call.operands
     # The factor that carries the sequence: the larger sharded matrix says which.

@@ -1,0 +1,104 @@
+"""The parts of torch_npu, torchair and npugraph_ex that the targets stand on, public and not.
+
+`tests/npu/test_torch_npu_pins.py` fails when a new wheel moves any of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import fx
+
+from ascend_sp.compiler import _pytorch
+from ascend_sp.runtime._pytorch import group_by_name, tag_of
+
+
+def npugraph_ex(
+    gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]
+) -> Callable[..., Any]:
+    """``torch.npu.npugraph_ex.compile_fx`` on a finished ATen graph."""
+    backend: Any = torch.npu.npugraph_ex  # type: ignore[attr-defined]
+    inputs = _marked(inputs, static_inputs)
+    with _pytorch.own_tracing_context(inputs):
+        return backend.compile_fx(gm, list(inputs), {})
+
+
+def torchair(
+    gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]
+) -> Callable[..., Any]:
+    """Torchair's compiler on a finished ATen graph; GE sees it on the first call."""
+    import torchair  # type: ignore[import-not-found]
+    from torchair.configs.compiler_config import CompilerConfig  # type: ignore[import-not-found]
+
+    _load_converters()
+    config = CompilerConfig()
+    config.experimental_config.topology_sorting_strategy = "StableRDFS"
+    config.experimental_config.frozen_parameter = True
+    inputs = _marked(inputs, static_inputs)
+    with _pytorch.own_tracing_context(inputs):
+        return torchair.get_compiler(config)(gm, list(inputs))
+
+
+def _marked(inputs: Sequence[Any], static_inputs: Sequence[int]) -> list[Any]:
+    """`inputs`, with the parameters among them marked the way both compilers look for."""
+    out = list(inputs)
+    for i in static_inputs:
+        if isinstance(out[i], torch.Tensor):
+            out[i]._torchair_is_parameter = True
+    return out
+
+
+def use_torchair_all_to_all(graph: fx.Graph, node: fx.Node) -> None:
+    """Replace one ``_c10d_functional.all_to_all_single`` by torchair's own op, operand 1-D."""
+    x, received, sent, name = node.args
+    assert isinstance(name, str)
+    group = group_by_name(name)
+    ranks = dist.get_process_group_ranks(group)
+
+    def offsets(sizes: Any) -> list[Any]:
+        return [sum(sizes[:i]) for i in range(len(sizes))]
+
+    with graph.inserting_before(node):
+        new = graph.call_function(
+            torch.ops.npu_define.all_to_all_single_npu.default,
+            (x, sent, offsets(sent), received, offsets(received), tag_of(group), ranks, len(ranks)),
+        )
+    new.meta.update(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def has_ge_converter(op: Any) -> bool:
+    """Whether torchair has a converter for `op` that does more than raise."""
+    _load_converters()
+    converter = getattr(op, "_ge_converter", None)
+    return converter is not None and not _only_raises(inspect.unwrap(converter))
+
+
+@functools.cache
+def _load_converters() -> None:
+    """Those of torch_npu's own ops do not come with torchair itself."""
+    for name in ("ge_converter", "ge_converter.custom", "ge_converter.experimental"):
+        importlib.import_module(f"torchair._ge_concrete_graph.{name}")
+
+
+@functools.cache
+def _only_raises(converter: Any) -> bool:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(converter)))
+    except (OSError, SyntaxError, TypeError):
+        return False
+    body = [n for n in tree.body[0].body if not _is_text(n)]  # type: ignore[attr-defined]
+    return bool(body) and isinstance(body[0], ast.Raise)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -1,0 +1,1 @@
+"""Passes that choose Ascend's fused ops."""

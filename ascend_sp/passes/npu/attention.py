@@ -1,0 +1,157 @@
+"""`ascend_sp::attention` becomes the fused inference attention of torch_npu.
+
+Three things differ from PyTorch's attention and are put right here: the scale is 1.0 unless given;
+a mask says who is masked *out*, has a row for each query and none for a head; and a row that is
+masked out altogether is only right with the kernel's correction for such rows (``inner_precise``
+2). Padding keys never come here: the Ulysses pass has cut them off.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.emitter import Emitter, as_shape_of
+from ascend_sp.passes.npu.attention_table import CAUSAL_MASK, Form, Kernel, choose
+from ascend_sp.runtime.npu import npu_op
+from ascend_sp.runtime.ops import attention as attention_op
+from ascend_sp.runtime.ops import attention_arguments
+
+aten = torch.ops.aten
+BSND = (0, 2, 1, 3)
+"""From ``[B, N, S, D]``, and back."""
+
+
+def fuse_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    """Replace the attentions that a fused op takes; the others stay, and the report says why."""
+    emit = Emitter(gm, "fuse_attention")
+    for node in gm.graph.find_nodes(op="call_function", target=attention_op):
+        given = attention_arguments(node)
+        shapes = [len(as_shape_of(given[x])) for x in ("q", "k", "v")]
+        if shapes != [4, 4, 4]:
+            ctx.note("attention", node, f"not fused: {max(shapes)}-D operands; 4-D is fused")
+            continue
+        kernel, reasons = choose(_form(given), ctx.ascend, lambda op: npu_op(op) is not None)
+        why = "; ".join(reasons)
+        if kernel is None:
+            ctx.note("attention", node, f"not fused, spelled out in matrix products: {why}")
+            continue
+        ctx.note("attention", node, f"runs as {kernel.op}" + (f" ({why})" if why else ""))
+        with emit.at(node):
+            new = _emit(emit, kernel, given)
+        node.replace_all_uses_with(new)
+        gm.graph.erase_node(node)
+    return gm
+
+
+def _form(given: dict[str, Any]) -> Form:
+    (_, heads, queries, dim), (_, groups, keys, _) = (as_shape_of(given[x]) for x in ("q", "k"))
+    mask = given["attn_mask"]
+    shape = as_shape_of(mask) if mask is not None else ()
+    return Form(
+        dtype=given["q"].meta["val"].dtype,
+        heads=heads,
+        groups=groups,
+        queries=queries,
+        keys=keys,
+        dim=dim,
+        value_dim=as_shape_of(given["v"])[3],
+        mask=None if mask is None else mask.meta["val"].dtype,
+        mask_heads=len(shape) >= 3 and shape[-3] != 1,
+        causal=given["is_causal"],
+    )
+
+
+def _emit(e: Emitter, kernel: Kernel, given: dict[str, Any]) -> fx.Node:
+    q, k, v = (e.permute(given[x], BSND) for x in ("q", "k", "v"))
+    b, s, heads, dim = as_shape_of(q)
+    groups, keys = as_shape_of(k)[2], as_shape_of(k)[1]
+    scale = given["scale"] if given["scale"] is not None else dim**-0.5
+    mask, sparse, precise = None, 0, 0
+    if given["attn_mask"] is not None:
+        mask, precise = _mask(e, given["attn_mask"], (b, s, keys)), 2
+    elif given["is_causal"]:
+        # Rows count from the top left, as in PyTorch: sparse_mode 2, not 3.
+        mask, sparse, precise = _triangle(e, q), 2, 2
+    call = CALLS[kernel.op]
+    out = call(e, npu_op(kernel.op), (q, k, v), mask, heads, groups, scale, sparse, precise)
+    return e.permute(out, BSND)
+
+
+def _mask(e: Emitter, mask: fx.Node, shape: tuple[Any, Any, Any]) -> fx.Node:
+    """PyTorch's mask of whom to see, ``[..., 1 | S, T]``, as whom not to, ``[B | 1, 1, S, T]``."""
+    b, s, t = shape
+    have = as_shape_of(mask)
+    lead = have[0] if len(have) == 4 else 1
+    four = e.view(mask, [1] * (4 - len(have)) + list(have))
+    hidden = e.call(aten.logical_not.default, four)
+    # A row for every query, and in memory: with one row for all of them FIA has been seen to look
+    # at its first 512 columns only (vllm-ascend issue 15503).
+    whole = e.call(aten.expand.default, hidden, [lead if lead == 1 else b, 1, s, t])
+    return e.contiguous(whole)
+
+
+def _triangle(e: Emitter, like: fx.Node) -> fx.Node:
+    device = like.meta["val"].device
+    ones = e.call(aten.ones.default, [CAUSAL_MASK] * 2, dtype=torch.bool, device=device)
+    return e.call(aten.triu.default, ones, 1)
+
+
+def _v2(e: Emitter, op: Any, qkv: Any, mask: Any, n: Any, g: Any, scale: Any, *modes: int) -> Any:
+    sparse, precise = modes
+    both = e.call(
+        op,
+        *qkv,
+        atten_mask=mask,
+        num_query_heads=n,
+        num_key_value_heads=g,
+        softmax_scale=scale,
+        input_layout="BSND",
+        sparse_mode=sparse,
+        inner_precise=precise,
+    )
+    return e.call(operator.getitem, both, 0)
+
+
+def _v1(e: Emitter, op: Any, qkv: Any, mask: Any, n: Any, g: Any, scale: Any, *modes: int) -> Any:
+    sparse, precise = modes
+    both = e.call(
+        op,
+        *qkv,
+        atten_mask=mask,
+        num_heads=n,
+        num_key_value_heads=g,
+        scale=scale,
+        input_layout="BSND",
+        sparse_mode=sparse,
+        inner_precise=precise,
+    )
+    return e.call(operator.getitem, both, 0)
+
+
+def _prompt(
+    e: Emitter, op: Any, qkv: Any, mask: Any, n: Any, g: Any, scale: Any, sparse: int, _: int
+) -> Any:
+    return e.call(
+        op,
+        *qkv,
+        atten_mask=mask,
+        num_heads=n,
+        num_key_value_heads=g,
+        scale_value=scale,
+        next_tokens=2147483647,  # its default, 0, hides all keys behind the query
+        input_layout="BSND",
+        sparse_mode=sparse,
+    )
+
+
+CALLS: dict[str, Callable[..., fx.Node]] = {
+    "npu_fused_infer_attention_score_v2": _v2,
+    "npu_fused_infer_attention_score": _v1,
+    "npu_prompt_flash_attention": _prompt,
+}

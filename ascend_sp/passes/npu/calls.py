@@ -1,0 +1,186 @@
+"""Attention that a model calls in torch_npu's own words, as `ascend_sp::attention`.
+
+diffusers does so with ``set_attention_backend("_native_npu")``. These ops have more arguments than
+PyTorch's attention; a call is captured when all that are given mean what PyTorch's attention does.
+One that is not stays as it is, runs on whole tensors, and is reported.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ascend_sp.passes._pytorch import tree_leaves
+from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.runtime.errors import AscendSPError
+from ascend_sp.runtime.npu import npu_op
+from ascend_sp.runtime.ops import attention as attention_op
+
+aten = torch.ops.aten
+
+LAYOUTS = ("BSND", "BNSD", "BSH", "SBH")
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What one op calls the things that all of them have."""
+
+    heads: str
+    scale: str
+    before: str
+    after: str
+    groups: str = ""
+    """Number of heads of keys; empty where the shapes say it."""
+    tuple_result: bool = True
+
+
+OPS = {
+    "npu_fusion_attention": _Names("head_num", "scale", "pre_tockens", "next_tockens"),
+    "npu_fusion_attention_v2": _Names("head_num", "scale", "pre_tokens", "next_tokens"),
+    "npu_fusion_attention_v3": _Names("head_num", "scale", "pre_tockens", "next_tockens"),
+    "npu_prompt_flash_attention": _Names(
+        "num_heads", "scale_value", "pre_tokens", "next_tokens", "num_key_value_heads", False
+    ),
+    "npu_fused_infer_attention_score": _Names(
+        "num_heads", "scale", "pre_tokens", "next_tokens", "num_key_value_heads"
+    ),
+    "npu_fused_infer_attention_score_v2": _Names(
+        "num_query_heads", "softmax_scale", "pre_tokens", "next_tokens", "num_key_value_heads"
+    ),
+}
+
+IRRELEVANT = frozenset({"sync", "gen_mask_parallel", "inner_precise", "softmax_layout"})
+"""Arguments that change how the op runs, not what it computes."""
+
+
+def capture_npu_attention(graph: fx.Graph, ctx: PassContext) -> None:
+    """Replace the calls of `graph`, a Dynamo graph, that PyTorch's attention can say.
+
+    Raises:
+        AscendSPError: ``keep_prob`` is not one: dropout.
+    """
+    for name, names in OPS.items():
+        packet = getattr(torch.ops.npu, name, None)
+        for target in (packet, npu_op(name)):
+            if target is None:
+                continue
+            for node in graph.find_nodes(op="call_function", target=target):
+                why = _capture(graph, node, npu_op(name), names)
+                if why:
+                    ctx.note("unsharded", node, f"attention not captured: {why}")
+
+
+def _capture(graph: fx.Graph, node: fx.Node, op: Any, names: _Names) -> str | None:
+    """Replace one call; a reason if that is not possible."""
+    given: dict[str, Any] = {}
+    for i, a in enumerate(op._schema.arguments):
+        default = a.default_value if a.has_default_value() else None
+        given[a.name] = node.args[i] if i < len(node.args) else node.kwargs.get(a.name, default)
+    if given.get("keep_prob", 1.0) != 1.0:
+        raise AscendSPError(
+            f"attention with keep_prob={given['keep_prob']} at {source_line(node)}: ascend_sp "
+            "compiles inference only, and needs keep_prob=1. Call model.eval() before compiling."
+        )
+    why = _refusal(node, op, names, given)
+    if why:
+        return why
+    with graph.inserting_before(node):
+        new = _emit(graph, node, names, given)
+    new.meta["example_value"] = _value(node)
+    if names.tuple_result:
+        for user in list(node.users):
+            user.replace_all_uses_with(new)
+            graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    return None
+
+
+def _refusal(node: fx.Node, op: Any, names: _Names, given: dict[str, Any]) -> str | None:
+    understood = {
+        *("query", "key", "value", "atten_mask", "input_layout", "keep_prob"),
+        *(names.heads, names.scale, names.before, names.after, names.groups),
+    }
+    for a in op._schema.arguments:
+        if a.name in understood or a.name in IRRELEVANT:
+            continue
+        if given[a.name] not in (None, a.default_value if a.has_default_value() else None):
+            return f"{a.name} is given"
+    if given["input_layout"] not in LAYOUTS:
+        return f"layout {given['input_layout']}; captured are {', '.join(LAYOUTS)}"
+    if not isinstance(given[names.scale], (int, float)):
+        return "the scale is not a constant"
+    if not isinstance(given[names.heads], int):
+        return "the number of heads is not known at compile time"
+    shapes = [_shape(given[x]) for x in ("query", "key")]
+    longest = max(_length(s, given["input_layout"]) for s in shapes)
+    for side in (names.before, names.after):
+        if given[side] < longest:
+            return f"{side}={given[side]} is a window shorter than the sequence ({longest})"
+    mask = given["atten_mask"]
+    if mask is not None and _value(mask).dtype not in (torch.bool, torch.uint8, torch.int8):
+        return f"a mask of {_value(mask).dtype}"
+    picked = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
+    if names.tuple_result and not picked:
+        return "more than the first result is used"
+    return None
+
+
+def _emit(graph: fx.Graph, node: fx.Node, names: _Names, given: dict[str, Any]) -> fx.Node:
+    meta = {k: v for k, v in node.meta.items() if k != "example_value"}
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        new = graph.call_function(target, args)
+        new.meta.update(meta)
+        return new
+
+    layout, heads = given["input_layout"], given[names.heads]
+    groups = given.get(names.groups) or 0
+
+    def to_bnsd(x: fx.Node, n: Any) -> fx.Node:
+        if layout in ("BSH", "SBH"):
+            if layout == "SBH":
+                x = call(torch.transpose, x, 0, 1)
+            x = call(torch.unflatten, x, 2, (n, -1))
+        return x if layout == "BNSD" else call(torch.transpose, x, 1, 2)
+
+    if groups == 0 and names.groups:
+        groups = heads
+    if not names.groups:
+        shape = _shape(given["key"])
+        width = _shape(given["query"])[-1]
+        groups = {"BNSD": shape[1], "BSND": shape[2] if len(shape) == 4 else 0}.get(
+            layout, heads if shape[-1] == width else shape[-1] * heads // width
+        )
+    q = to_bnsd(given["query"], heads)
+    k, v = to_bnsd(given["key"], groups), to_bnsd(given["value"], groups)
+    mask = given["atten_mask"]
+    if mask is not None:
+        mask = call(torch.logical_not, mask)
+        if len(_shape(given["atten_mask"])) == 3:
+            mask = call(torch.unsqueeze, mask, 1)
+    out = call(attention_op, q, k, v, mask, False, float(given[names.scale]), groups != heads)
+    if layout == "BNSD":
+        return out
+    out = call(torch.transpose, out, 1, 2)
+    if layout in ("BSH", "SBH"):
+        out = call(torch.flatten, out, 2)
+    return call(torch.transpose, out, 0, 1) if layout == "SBH" else out
+
+
+def _value(node: Any) -> Any:
+    found = tree_leaves(node.meta.get("example_value"))
+    return found[0]
+
+
+def _shape(node: Any) -> tuple[Any, ...]:
+    return tuple(_value(node).shape)
+
+
+def _length(shape: tuple[Any, ...], layout: str) -> Any:
+    return shape[{"BSND": 1, "BNSD": 2, "BSH": 1, "SBH": 0}[layout]]

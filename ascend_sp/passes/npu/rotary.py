@@ -1,0 +1,165 @@
+"""Rotary embedding spelled out in ATen becomes ``npu_rotary_mul``.
+
+    x * cos + turned(x) * sin
+
+where `turned` takes neighbours ``(a, b) -> (-b, a)`` (interleaved, also what complex rotations
+decompose to) or halves of the channels (half: most language models). The op runs in the precision
+that the model multiplies in, so the numbers are the same. torchair's converter drops the mode on
+Atlas A2 and A3 and always turns halves; in GE graphs only that form is fused.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.emitter import VIEWS, Emitter, as_shape_of
+from ascend_sp.passes.sizes import equal
+from ascend_sp.runtime.npu import npu_op
+
+aten = torch.ops.aten
+SPLITS = (aten.split.Tensor, aten.split_with_sizes.default)
+MAX_DIM = 896
+"""Channels a head, a limit of the op (its page in the op-plugin documents)."""
+
+
+def fuse_rotary(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    """Replace every match that the op takes in this kind of graph."""
+    op = npu_op("npu_rotary_mul")
+    if op is None:
+        return gm
+    emit = Emitter(gm, "fuse_rotary")
+    for root in gm.graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        found = _match(root)
+        if found is None or (found[3] == "interleave" and ctx.target == "torchair"):
+            continue
+        x, cos, sin, mode = found
+        with emit.at(root):
+            rows, tables = _four(emit, x, cos, sin)
+            if rows is None:
+                continue
+            new = emit.call(op, rows, *tables, mode)
+            new = emit.view(new, as_shape_of(root))
+            new = emit.restride(new, root.meta["val"].stride())
+        root.replace_all_uses_with(new)
+    gm.graph.eliminate_dead_code()
+    return gm
+
+
+def _match(root: Any) -> tuple[fx.Node, fx.Node, fx.Node, str] | None:
+    """``(x, cos, sin, mode)`` of a rotation that ends in the sum `root`."""
+    if root.kwargs or not all(_is(a, aten.mul.Tensor) for a in root.args):
+        return None
+    for straight, crossed in (root.args, root.args[::-1]):
+        for x, cos in (straight.args, straight.args[::-1]):
+            for turned, sin in (crossed.args, crossed.args[::-1]):
+                if not all(isinstance(n, fx.Node) for n in (x, cos, turned, sin)):
+                    continue
+                mode = _turn_of(turned, x)
+                if mode and _fits(x, cos, sin):
+                    return x, cos, sin, mode
+    return None
+
+
+def _fits(x: fx.Node, cos: fx.Node, sin: fx.Node) -> bool:
+    dtypes = {n.meta["val"].dtype for n in (x, cos, sin)}
+    shapes = [as_shape_of(n) for n in (x, cos, sin)]
+    return len(dtypes) == 1 and shapes[1] == shapes[2] and len(shapes[1]) <= len(shapes[0])
+
+
+def _turn_of(turned: Any, x: Any) -> str | None:
+    """How the channels of `x` are turned in `turned`: ``"interleave"``, ``"half"``, or not."""
+    if turned.meta["val"].dtype != x.meta["val"].dtype:
+        return None
+    turned, x = _uncast(turned), _uncast(x)
+    if _is(turned, aten.cat.default):
+        low, high = _low_and_high(turned)
+        return "half" if _half(low, x) == 0 and _half(high, x) == 1 else None
+    whole = _is(turned, *VIEWS) and as_shape_of(turned) == as_shape_of(x)
+    stack = turned.args[0] if whole else turned
+    if not _is(stack, aten.stack.default):
+        return None
+    low, high = (_part(n) for n in _low_and_high(stack))
+    if low is None or high is None or (low[1], high[1]) != (0, 1) or low[0] is not high[0]:
+        return None
+    pairs = low[0]
+    if not whole:
+        return "interleave" if pairs is x and equal(as_shape_of(x)[-1], 2) else None
+    if not _is(pairs, *VIEWS) or _uncast(pairs.args[0]) is not x:
+        return None
+    neighbours = as_shape_of(pairs)[:-2] == as_shape_of(x)[:-1] and as_shape_of(pairs)[-1] == 2
+    return "interleave" if neighbours else None
+
+
+def _low_and_high(joined: Any) -> tuple[Any, Any]:
+    """``(a, b)`` where `joined` puts ``-b`` in front of ``a`` along the last dim, else None."""
+    pieces, dim = joined.args[0], _argument(joined, 1, 0)
+    last = dim in (-1, joined.meta["val"].dim() - 1)
+    if not last or len(pieces) != 2 or not _is(pieces[0], aten.neg.default):
+        return None, None
+    return pieces[1], pieces[0].args[0]
+
+
+def _part(node: Any) -> tuple[fx.Node, int] | None:
+    """The tensor whose last dim `node` picks one position of, and which."""
+    if _is(node, aten.select.int):
+        source, dim, index = node.args
+    elif _is(node, operator.getitem) and _is(node.args[0], aten.unbind.int):
+        unbind, index = node.args
+        source, dim = unbind.args[0], _argument(unbind, 1, 0)
+    else:
+        return None
+    return (source, index) if dim in (-1, source.meta["val"].dim() - 1) else None
+
+
+def _half(node: Any, x: fx.Node) -> int | None:
+    """Which half of the channels of `x` `node` is."""
+    size = as_shape_of(x)[-1]
+    if not isinstance(size, int) or size % 2:
+        return None
+    if _is(node, aten.slice.Tensor):
+        source, dim = node.args[0], _argument(node, 1, 0)
+        which = {0: 0, size // 2: 1}.get(_argument(node, 2, 0))
+        if _argument(node, 4, 1) != 1:
+            return None
+    elif _is(node, operator.getitem) and _is(node.args[0], *SPLITS):
+        split, which = node.args
+        source, dim = split.args[0], _argument(split, 2, 0)
+    else:
+        return None
+    full = as_shape_of(node)[-1] == size // 2 and dim in (-1, x.meta["val"].dim() - 1)
+    return which if full and _uncast(source) is x else None
+
+
+def _four(
+    e: Emitter, x: fx.Node, cos: fx.Node, sin: fx.Node
+) -> tuple[fx.Node | None, list[fx.Node]]:
+    """`x` and its tables as the op wants them: ``[B, S, N, D]`` and ``[1, S, 1, D]`` or alike."""
+    shape, table = list(as_shape_of(x)), list(as_shape_of(cos))
+    table = [1] * (len(shape) - len(table)) + table
+    if equal(shape[-1], 2) and len(shape) == 5:
+        if not equal(table[-2], shape[-2]) or not equal(table[-1], 2):
+            return None, []
+        shape, table = [*shape[:3], shape[3] * 2], [*table[:3], table[3] * 2]
+    size = shape[-1]
+    known = isinstance(size, int) and size % 2 == 0 and size < MAX_DIM
+    broadcasts = all(equal(t, n) or equal(t, 1) for t, n in zip(table, shape, strict=True))
+    if len(shape) != 4 or not known or not equal(table[-1], size) or not broadcasts:
+        return None, []
+    return e.view(x, shape), [e.view(t, table) for t in (cos, sin)]
+
+
+def _argument(node: Any, position: int, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else default
+
+
+def _uncast(node: Any) -> Any:
+    return node.args[0] if _is(node, aten._to_copy.default) else node
+
+
+def _is(node: Any, *targets: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target in targets
