@@ -61,7 +61,7 @@ def test_errors_reach_the_user_of_torch_compile() -> None:
         torch.compile(nn.Linear(2, 2), backend="ascend_sp", options={"tarqet": 1})(torch.ones(1, 2))
     torch._dynamo.reset()
     with (
-        pytest.raises(Exception, match="it may hold fuse_rms_norm, .*order_collectives"),
+        pytest.raises(Exception, match=r"it may hold fuse_rms_norm, .*order_collectives"),
         torch.no_grad(),
     ):
         torch.compile(nn.Linear(2, 2), backend="ascend_sp", options={"skip_passes": "ulysses"})(
