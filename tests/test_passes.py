@@ -15,7 +15,7 @@ from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.sharding.layout import REPLICATE, Shard
 from ascend_sp.passes.sharding.propagate import PLAN, propagate
-from ascend_sp.runtime.collectives import STARTS, WAIT
+from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS, WAIT
 from ascend_sp.runtime.errors import ConfigError, VerificationError
 from ascend_sp.runtime.ops import attention, split_attention
 from simulator import capture, compile_rank, simulate
@@ -249,13 +249,50 @@ def test_independent_work_stands_between_a_start_and_its_wait(first: bool) -> No
     assert not between(compile_rank(captured, 0, 2, skip)[0])
 
 
+class Normed(nn.Module):
+    """Queries and keys have work to do that values have not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
+        self.norm = nn.RMSNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (3, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self.norm(q), self.norm(k), v)
+        return y.transpose(1, 2).flatten(2)
+
+
+def test_values_travel_first_where_queries_and_keys_have_more_to_do() -> None:
+    captured = capture(Normed(), torch.randn(1, 7, 12))
+
+    def products_before_starts(skip: tuple[str, ...]) -> list[int]:
+        gm, _ = compile_rank(captured, 0, 2, Config(skip_passes=skip))
+        before, products = [], 0
+        for node in gm.graph.nodes:
+            products += node.target is torch.ops.aten.addmm.default
+            if node.target is ALL_TO_ALL:
+                before.append(products)
+        # The projection that stands before the first start is that of the values.
+        weight = next(n for n in gm.graph.nodes if n.target is torch.ops.aten.addmm.default)
+        names.append(weight.args[0].name)
+        return before
+
+    names: list[str] = []
+    assert products_before_starts(()) == [1, 2, 3, 3]
+    assert products_before_starts(("order_collectives",)) == [3, 3, 3, 3]
+    assert names[0] != names[1]  # the queries' is the first in the program
+
+
 def test_order_of_collectives_is_that_of_the_other_ranks() -> None:
-    captured = capture(JointAttention(12, 3), torch.randn(1, 9, 12), torch.randn(1, 2, 12))
-    orders = set()
-    for rank in range(3):
-        gm, _ = compile_rank(captured, rank, 3)
-        orders.add(tuple(text(gm, lambda n: n.target in STARTS).splitlines()))
-    assert len(orders) == 1
+    for model, lengths in ((JointAttention(12, 3), (9, 2)), (Normed(), (7,))):
+        captured = capture(model, *(torch.randn(1, n, 12) for n in lengths))
+        orders = set()
+        for rank in range(4):
+            gm, _ = compile_rank(captured, rank, 4)
+            orders.add(tuple(n.name for n in gm.graph.nodes if n.target in STARTS))
+        assert len(orders) == 1
+        assert list(orders.pop()) != []
 
 
 # the runner -------------------------------------------------------------------------------------

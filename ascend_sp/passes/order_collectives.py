@@ -1,23 +1,26 @@
 """Collectives start as early, and are waited for as late, as the data allows.
 
-Work is put in order of demand: before each start stands only what that start needs, so the query's
-all-to-all leaves before the keys are projected, and a branch that nothing in flight needs yet (an
-MLP beside the attention, say) fills the time until a wait. Each wait, with the rearrangement behind
-it, then moves to just before its first use. Where nothing is left to do between a start and its
-wait, a matrix product from further down that needs nothing in flight is done there: the next
-block's modulation. The order of the starts themselves, which all ranks must share, is not touched.
+Work is put in order of demand: before each start stands only what that start needs, so a branch
+that nothing in flight needs yet (an MLP beside the attention, say) fills the time until a wait. Of
+the all-to-alls of one attention the one that needs the least work goes first: values mostly, which
+travel while queries and keys are projected, normalised and rotated (Async Ulysses). Each wait, with
+the rearrangement behind it, then moves to just before its first use. Where nothing is left to do
+between a start and its wait, a matrix product from further down that needs nothing in flight is
+done there: the next block's modulation. All ranks must start collectives in one order, so nothing
+here looks at what only some ranks have (padding).
 """
 
 from __future__ import annotations
 
 from bisect import bisect
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import fx
 
 from ascend_sp.passes.context import PassContext
-from ascend_sp.runtime.collectives import STARTS, WAIT
+from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS, WAIT
 
 aten = torch.ops.aten
 MOVES = frozenset(
@@ -34,8 +37,18 @@ MOVES = frozenset(
     }
 )
 """Ops with one operand that only rearrange it."""
-PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default})
+PRODUCTS = frozenset(
+    {
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+        aten.baddbmm.default,
+        aten.matmul.default,
+    }
+)
 """Work that takes as long as a collective does, or longer."""
+PER_RANK = ("materialise_sharding", "ulysses")
+"""Passes whose nodes may be others on another rank."""
 
 
 def order_collectives(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
@@ -52,13 +65,27 @@ def _by_demand(nodes: list[fx.Node]) -> list[fx.Node]:
     position = {n: i for i, n in enumerate(nodes)}
     order = [n for n in nodes if n.op == "placeholder"]
     done = set(order)
-    for goal in nodes:
-        if goal.target not in STARTS and goal.op != "output":
-            continue
-        needed = _needed(goal, done)
-        order += sorted(needed, key=position.__getitem__)
-        done |= needed
+    goals = [n for n in nodes if n.target in STARTS or n.op == "output"]
+    for _, group in groupby(goals, key=_attention_of):
+        left = list(group)
+        while left:
+            goal = min(left, key=lambda n: (_work(_needed(n, done)), position[n]))
+            left.remove(goal)
+            needed = _needed(goal, done)
+            order += sorted(needed, key=position.__getitem__)
+            done |= needed
     return order
+
+
+def _attention_of(goal: fx.Node) -> str:
+    """What neighbours in the program have in common if they serve one attention."""
+    origin = goal.meta.get(ORIGIN, "")
+    return origin if goal.target is ALL_TO_ALL else goal.name
+
+
+def _work(nodes: set[fx.Node]) -> int:
+    """How many of `nodes` compute something, on any rank."""
+    return sum(not n.meta.get(ORIGIN, "").startswith(PER_RANK) for n in nodes)
 
 
 def _needed(goal: fx.Node, done: set[fx.Node]) -> set[fx.Node]:
