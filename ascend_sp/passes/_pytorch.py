@@ -33,6 +33,7 @@ __all__ = [
     "decompositions",
     "enable_python_dispatcher",
     "free_unbacked_symbols",
+    "has_kernel",
     "py_sym_types",
     "statically_known_true",
     "sympy_interp",
@@ -40,6 +41,26 @@ __all__ = [
     "tree_leaves",
     "tree_map",
 ]
+
+
+def has_kernel(op: Any, key: str) -> bool:
+    """Whether `op` runs on a backend (``"PrivateUse1"``...) without falling back to the CPU.
+
+    It has a kernel there, or is composed of other ops, itself or in its ``out`` form, which
+    functional ops that have no kernel of their own delegate to.
+    """
+    kernel_for = torch._C._dispatch_has_kernel_for_dispatch_key
+
+    def runs(name: str) -> bool:
+        composed = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
+        return any(kernel_for(name, k) for k in (key, *composed))
+
+    overload = op._overloadname
+    packet = op.overloadpacket
+    outs = ("out", f"{overload}_out")
+    return runs(op.name()) or any(
+        runs(getattr(packet, out).name()) for out in outs if out in packet.overloads()
+    )
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

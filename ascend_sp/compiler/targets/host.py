@@ -28,12 +28,15 @@ class Parts:
     """One graph as two."""
 
     host: fx.GraphModule | None
-    """Takes all inputs, returns what the device needs; None if it needs nothing."""
+    """Takes all inputs, returns what the device needs and then `returned`; None if that is nothing.
+    """
     device: fx.GraphModule
-    """Takes the inputs of `kept`, then what `host` returns."""
+    """Takes the inputs of `kept`, then what `host` gives it."""
     inputs: list[Any]
     """Fake inputs of `device`."""
     kept: tuple[int, ...]
+    returned: tuple[int, ...]
+    """Positions of the results that the host computes."""
 
     def run_with(self, run: Callable[..., Sequence[Any]]) -> Runnable:
         """The whole, given `run` for the device's part."""
@@ -41,9 +44,12 @@ class Parts:
         def call(args: list[Any]) -> Sequence[Any]:
             values = list(args)
             args.clear()
-            more = self.host(*values) if self.host is not None else ()
-            values = [values[i] for i in self.kept] + list(more)
-            return run(*values)
+            from_host = list(self.host(*values)) if self.host is not None else []
+            crossing = len(from_host) - len(self.returned)
+            out = list(run(*(values[i] for i in self.kept), *from_host[:crossing]))
+            for i, value in zip(self.returned, from_host[crossing:], strict=True):
+                out.insert(i, value)
+            return out
 
         return call
 
@@ -55,40 +61,58 @@ class Parts:
 def split_host(gm: fx.GraphModule, inputs: Sequence[Any]) -> Parts:
     """Take the CPU's part out of `gm`, whose operands and results are on the device or the CPU."""
     _copy_crossings(gm)
-    device_graph = _pytorch.copy_of(gm)
+    device = _pytorch.copy_of(gm)
     crossings = [n for n in gm.graph.nodes if _crosses(n)]
-    by_name = {n.name: n for n in device_graph.graph.nodes}
-    placeholders = device_graph.graph.find_nodes(op="placeholder")
-    where = placeholders[-1] if placeholders else None
-    for node in crossings:
-        old = by_name[node.name]
-        with device_graph.graph.inserting_after(where):
-            new = device_graph.graph.placeholder(f"{node.name}_on_device")
-        new.meta.update(old.meta)
-        old.replace_all_uses_with(new)
-        where = new
-    device_graph.graph.eliminate_dead_code()
+    results = _results(gm)
+    returned = tuple(i for i, n in enumerate(results) if _host_result(n))
+    placeholders = device.graph.find_nodes(op="placeholder")
+    _make_inputs(device.graph, crossings)
+    _set_results(device, [x for i, x in enumerate(_results(device)) if i not in returned])
     kept = []
     for i, node in enumerate(placeholders):
-        if crossings and _on_host(node) and not node.users:
-            device_graph.graph.erase_node(node)
+        if _on_host(node) and not node.users:
+            device.graph.erase_node(node)
         else:
             kept.append(i)
-    device_graph.recompile()
+    device.recompile()
+    wanted = [*crossings, *(results[i] for i in returned)]
+    if wanted:
+        _set_results(gm, wanted)
     more = [n.meta["val"] for n in crossings]
     return Parts(
-        _host_part(gm, crossings) if crossings else None,
-        device_graph,
+        gm if wanted else None,
+        device,
         [inputs[i] for i in kept] + more,
         tuple(kept),
+        returned,
     )
 
 
-def _host_part(gm: fx.GraphModule, crossings: list[fx.Node]) -> fx.GraphModule:
-    gm.graph.output_node().args = (tuple(crossings),)
+def _results(gm: fx.GraphModule) -> list[Any]:
+    returned: Any = gm.graph.output_node().args[0]
+    return list(returned)
+
+
+def _set_results(gm: fx.GraphModule, values: list[Any]) -> None:
+    gm.graph.output_node().args = (tuple(values),)
     gm.graph.eliminate_dead_code()
     gm.recompile()
-    return gm
+
+
+def _make_inputs(graph: fx.Graph, crossings: list[fx.Node]) -> None:
+    """What crosses becomes inputs of `graph`, a copy of theirs, behind the others."""
+    by_name = {n.name: n for n in graph.nodes}
+    where = next(n for n in graph.nodes if n.op != "placeholder")
+    for node in crossings:
+        old = by_name[node.name]
+        with graph.inserting_before(where):
+            new = graph.placeholder(f"{node.name}_on_device")
+        new.meta.update(old.meta)
+        old.replace_all_uses_with(new)
+
+
+def _host_result(node: Any) -> bool:
+    return _on_host(node) and (node.op != "call_function" or stays_on_host(node))
 
 
 def _on_host(node: Any) -> bool:

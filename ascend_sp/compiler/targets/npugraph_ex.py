@@ -16,7 +16,7 @@ from torch import fx
 from ascend_sp.compiler.targets import _torch_npu
 from ascend_sp.compiler.targets.base import Runnable, Target
 from ascend_sp.compiler.targets.host import split_host, stays_on_host
-from ascend_sp.passes._pytorch import free_unbacked_symbols, tree_leaves
+from ascend_sp.passes._pytorch import OpOverload, free_unbacked_symbols, has_kernel, tree_leaves
 from ascend_sp.runtime.npu import DEVICE, Ascend
 
 OLDEST_CANN = "8.5.0"
@@ -52,6 +52,8 @@ def refuses(gm: fx.GraphModule) -> list[str]:
             found[str(node.target)] = "draws random numbers, which a replay would repeat"
         elif any(free_unbacked_symbols(x) for x in values if isinstance(x, SIZED)):
             found[str(node.target)] = "has a size or value that only the device knows"
+        elif isinstance(node.target, OpOverload) and not has_kernel(node.target, "PrivateUse1"):
+            found[str(node.target)] = "has no kernel for NPUs and falls back to the CPU"
         elif any(isinstance(x, torch.Tensor) and x.device.type != DEVICE for x in values):
             found[str(node.target)] = "brings a value of the device to the host"
     return [f"{op} {why}" for op, why in found.items()]

@@ -46,6 +46,18 @@ NATIVE = {
 # Ops that write to an argument although their schema does not say so, by its position.
 WRITES = {"aten::_copy_from": [1], "aten::_copy_from_and_resize": [1]}
 
+
+def _copy_and_resize(source: Tensor, target: Tensor) -> Tensor:
+    """What an op that falls back to the CPU does with its results."""
+    return target.resize_(source.shape).copy_(source)
+
+
+RUNS = {
+    "aten::_copy_from": lambda source, target, non_blocking=False: target.copy_(source),
+    "aten::_copy_from_and_resize": _copy_and_resize,
+}
+"""Ops that have no kernel for CPUs."""
+
 _libraries: dict[str, torch.library.Library] = {}
 
 
@@ -212,7 +224,7 @@ def install() -> int:
                 continue  # a registration without an op: a leftover of another PyTorch
             reference: Callable[..., Any] | None = npu_ops.REFERENCES.get(name)
             if reference is None and namespace == "aten":
-                reference = op
+                reference = RUNS.get(name, op)
             if _makes_a_view(op) and name not in npu_ops.REFERENCES:
                 continue
             if namespace not in _libraries:
