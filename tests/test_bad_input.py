@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import ascend_sp
 from processes import errors, run
@@ -51,6 +53,36 @@ def test_ranks_with_different_options() -> None:
     for text in errors(run(different_options, 2)):
         assert "do not compile the same program" in text
         assert "options on rank(s) [0]" in text and "options on rank(s) [1]" in text
+
+
+def another_order(rank: int, world: int) -> None:
+    """Rank 1 has a compiler that starts the second collective first."""
+    from dataclasses import replace
+    from functools import partial
+
+    from ascend_sp.compiler import backend, pipeline
+    from ascend_sp.runtime.collectives import ALL_TO_ALL
+
+    def swapped(gm: fx.GraphModule, ctx: Any) -> fx.GraphModule:
+        gm = order(gm, ctx)
+        first, second, *_ = (n for n in gm.graph.nodes if n.target is ALL_TO_ALL)
+        second.append(first)
+        return gm
+
+    if rank == 1:
+        (place,) = (i for i, p in enumerate(pipeline.PASSES) if p.name == "order_collectives")
+        passes = list(pipeline.PASSES)
+        order = passes[place].run
+        passes[place] = replace(passes[place], run=swapped)
+        backend.compile_aten = partial(pipeline.compile_aten, passes=tuple(passes))
+    model_and()[1](torch.randn(1, 16, 12))
+
+
+def test_ranks_whose_collectives_come_in_another_order() -> None:
+    for text in errors(run(another_order, 2)):
+        assert "into different collectives" in text
+        assert 'rank(s) [0]: ["all_to_all_single_default of' in text
+        assert 'rank(s) [1]: ["all_to_all_single_default_1 of' in text
 
 
 def later_difference(rank: int, world: int) -> None:

@@ -19,7 +19,7 @@ from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS, WAIT
 from ascend_sp.runtime.errors import ConfigError, VerificationError
 from ascend_sp.runtime.ops import attention, split_attention
 from simulator import capture, compile_rank, simulate
-from toy import JointAttention, Modulated, SelfAttention
+from toy import JointAttention, Modulated, Normed, SelfAttention
 
 
 def text(gm: fx.GraphModule, keep: Callable[[fx.Node], bool] = lambda n: True) -> str:
@@ -247,20 +247,6 @@ def test_independent_work_stands_between_a_start_and_its_wait(first: bool) -> No
     assert between(compile_rank(captured, 0, 2)[0])
     skip = Config(skip_passes=("order_collectives",))
     assert not between(compile_rank(captured, 0, 2, skip)[0])
-
-
-class Normed(nn.Module):
-    """Queries and keys have work to do that values have not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
-        self.norm = nn.RMSNorm(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (3, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(self.norm(q), self.norm(k), v)
-        return y.transpose(1, 2).flatten(2)
 
 
 def test_values_travel_first_where_queries_and_keys_have_more_to_do() -> None:

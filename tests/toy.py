@@ -134,3 +134,17 @@ class Modulated(nn.Module):
         for scale, block in zip(self.scales, self.blocks, strict=True):
             x = block(x * scale(condition).unsqueeze(1))
         return x
+
+
+class Normed(nn.Module):
+    """Queries and keys have work to do that values have not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
+        self.norm = nn.RMSNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (3, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self.norm(q), self.norm(k), v)
+        return y.transpose(1, 2).flatten(2)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
+from ascend_sp.compiler.diagnostics import Dump, collectives
 from ascend_sp.compiler.pipeline import capture_attention, compile_aten
 from ascend_sp.compiler.targets import Target
 from ascend_sp.passes.border import border
@@ -100,6 +100,10 @@ def _compile(
             with dump.timed("check_ranks"):
                 guards.agree(ctx.topology, _program(gm, config, ctx), config.check_timeout)
         gm, ctx, target = _descend(gm, ctx, config, dump)
+        if config.check_ranks:
+            with dump.timed("check_ranks"):
+                facts = {"target": target.name, "collectives": _collectives(gm)}
+                guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
         dump.finish(gm, ctx, config.described())
         with dump.timed("lowering"):
             lowered = target.lower(gm, border(ctx).real_inputs(inputs), static)
@@ -188,6 +192,14 @@ def _program(gm: fx.GraphModule, config: Config, ctx: PassContext) -> dict[str, 
         "operations": len(gm.graph.nodes),
         "program": hashlib.sha256(code.encode()).hexdigest()[:16],
     }
+
+
+def _collectives(gm: fx.GraphModule) -> list[str]:
+    """What this rank does together with the others, in order."""
+    return [
+        f"{row['name']} of {row['numel']} {row['dtype']}, {row['origin']}"
+        for row in collectives(gm)
+    ]
 
 
 def _size(value: Any) -> str:

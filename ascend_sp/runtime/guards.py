@@ -53,6 +53,14 @@ COMPILE = Step(
     "\nA model that only some ranks have called before can differ too: by tables that it makes "
     "once, or by sizes that Dynamo has seen change (torch.compiler.reset() forgets those).",
 )
+ORDER = Step(
+    "has compiled its graph",
+    "have compiled one program into different collectives. This is a fault of ascend_sp: please "
+    "report it, with what ASCEND_SP_DUMP_DIR writes",
+    "They died, or failed to compile.",
+    " (option check_timeout)",
+)
+"""After all passes: what ranks must do together has to come out the same on all of them."""
 _FAILED = "failed"
 
 
