@@ -57,8 +57,7 @@ $(VENV)/.ready: pyproject.toml
 
 $(NPU)/.ready: $(VENV)/.ready
 	rm -rf $(NPU)/site
-	$(BIN)/pip install --quiet --no-deps --target $(NPU)/site "$(TORCH_NPU)" attrs cloudpickle \
-		decorator protobuf
+	$(BIN)/pip install --quiet --no-deps --target $(NPU)/site "$(TORCH_NPU)" protobuf
 	touch $@
 
 clean:

@@ -125,27 +125,28 @@ def _descend(
     all ranks choose alike.
     """
     rungs = targets.ladder(config.target, ctx.device)
-    given, why = ctx, ""
+    given, refused = ctx, list[tuple[str, str]]()
     for target in rungs:
-        if why:
-            warnings.warn(f"ascend_sp: target {why}. {target.name} takes over.", stacklevel=2)
+        if refused:
+            name, why = refused[-1]
+            warnings.warn(f"ascend_sp: {name} {why}. {target.name} takes over.", stacklevel=2)
         ctx = replace(
             given,
             target=target.name,
             converts=target.converts,
-            notes=[*given.notes, *([Note("target", "", target.name, why, "")] if why else [])],
+            notes=[*given.notes, *(Note("target", name, "lowering", w, "") for name, w in refused)],
             analysis=dict(given.analysis),
         )
         lacks = target.missing(ctx.ascend)
         if lacks:
-            why = f"{target.name} is not used: {lacks}"
+            refused.append((target.name, f"is not used: {lacks}"))
             continue
         last = target is rungs[-1]
         attempt = compile_aten(gm if last else _pytorch.copy_of(gm), ctx, config, dump)
-        refused = target.refuses(attempt)
-        if last or not refused:
+        reasons = target.refuses(attempt)
+        if last or not reasons:
             break
-        why = f"{target.name} cannot take this graph: {'; '.join(refused)}"
+        refused.append((target.name, f"cannot take this graph: {'; '.join(reasons)}"))
     return attempt, ctx, target
 
 

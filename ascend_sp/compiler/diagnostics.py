@@ -156,9 +156,11 @@ def summary(ctx: PassContext, rows: list[dict[str, Any]], options: dict[str, str
         "",
         f"Collectives: {', '.join(f'{n} {op}' for op, n in count.items()) or 'none'}; "
         f"{known} bytes put in by this rank.",
+        f"Lowered by: {ctx.target}.",
         "",
     ]
     for kind, title in (
+        ("target", "Targets that could not take the graph"),
         ("attention", "Attention"),
         ("unsharded", "Not sharded"),
         ("gather", "Gathers"),

@@ -2,7 +2,7 @@
 
 It has to happen before AOTAutograd, which would turn the call into one device's kernel. Captured
 are `F.scaled_dot_product_attention`, however its arguments are passed, and the attention ops of
-torch_npu that models written for Ascend call themselves (`npu_calls`).
+torch_npu that models written for Ascend call themselves (`passes/npu/calls.py`).
 """
 
 from __future__ import annotations

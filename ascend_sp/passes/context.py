@@ -29,7 +29,8 @@ class Note:
     """Something that a person should know about one node."""
 
     kind: str
-    """``attention``, ``unsharded``, ``gather``, ``reshard``, ``all_reduce`` or ``complex``."""
+    """``target``, ``attention``, ``unsharded``, ``gather``, ``reshard``, ``all_reduce`` or
+    ``complex``."""
     node: str
     op: str
     text: str

@@ -26,6 +26,10 @@ def lower_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     spelled_out = ctx.attention == "math" or ctx.npu_graph
     for node in gm.graph.find_nodes(op="call_function", target=attention_op):
         given = attention_arguments(node)
+        if spelled_out and ctx.attention == "sdpa":
+            ctx.note(
+                "attention", node, "spelled out in matrix products: Ascend's graphs have no SDPA"
+            )
         with emit.at(node):
             new = _math(emit, **given) if spelled_out else _sdpa(emit, **given)
             new = emit.restride(new, node.meta["val"].stride())
