@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -181,6 +182,8 @@ def _program(gm: fx.GraphModule, config: Config, ctx: PassContext) -> dict[str, 
         else:
             inputs.append(f"{node.name}: {_size(val)}")
     code = "\n".join(n.format_node() or "" for n in gm.graph.nodes)
+    # Every rank has a device of its own; "npu:1" here is "npu:0" there.
+    code = re.sub(rf"\b{ctx.device}:\d+", ctx.device, code)
     options = {k: v for k, v in config.described().items() if k not in ("dump_dir", "mesh")}
     versions = f"torch {torch.__version__}"
     if ctx.device == DEVICE:

@@ -48,6 +48,7 @@ def _main(
         import torch.distributed as dist
 
         torch.set_num_threads(1)
+        torch.npu.set_device(rank)  # as under torchrun: one process a device
         if grouped:
             dist.init_process_group(
                 "hccl",

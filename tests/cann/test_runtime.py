@@ -52,11 +52,11 @@ def _switches(rank: int, world: int) -> Any:
     return torch.npu.get_device_name(0), torch.npu.device_count()
 
 
-def test_soc_and_devices_are_switches() -> None:
+def test_soc_is_a_switch() -> None:
     """The version is one too: see test_conversion_facts.py."""
-    assert simulated_npu.run(_switches, 1) == [("Ascend910B3", 1)]
-    settings = {"CANNSIM_SOC": "Ascend910_9382", "CANNSIM_DEVICES": "4"}
-    assert simulated_npu.run(_switches, 1, **settings) == [("Ascend910_9382", 4)]
+    assert simulated_npu.run(_switches, 1) == [("Ascend910B3", 8)]
+    found = simulated_npu.run(_switches, 1, CANNSIM_SOC="Ascend910_9382")
+    assert found == [("Ascend910_9382", 8)]
 
 
 def test_stubs_say_that_they_were_called() -> None:

@@ -37,7 +37,7 @@ aclError aclInit(const char *config) { (void)config; return CANNSIM_OK; }
 aclError aclFinalize(void) { return CANNSIM_OK; }
 
 aclError aclrtGetDeviceCount(uint32_t *count) {
-  *count = (uint32_t)atoi(setting("CANNSIM_DEVICES", "1"));
+  *count = (uint32_t)atoi(setting("CANNSIM_DEVICES", "8"));
   return CANNSIM_OK;
 }
 
