@@ -13,7 +13,7 @@ import cannsim  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from fusing import compiled, fused  # noqa: E402
+from fusing import compiled, fused, on_device  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 EPS = 1e-5
@@ -77,7 +77,7 @@ def exactly(fn: Form, x: Tensor, w: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_norm_is_fused_in_float32(name: str) -> None:
-    out, ops = fused("fuse_rms_norm", FORMS[name], X, W)
+    out, ops = fused("fuse_rms_norm", on_device(FORMS[name], X, W))
     assert ops[RMS] == (2 if name == "two in a row" else 1)
     assert ops["aten.rsqrt"] == ops["aten.mean.dim"] == ops["aten._to_copy"] == 0
     torch.testing.assert_close(out, FORMS[name](X, W), rtol=1e-6, atol=1e-6)
@@ -88,7 +88,7 @@ def test_norm_is_fused_in_float32(name: str) -> None:
 def test_norm_is_fused_in_half_precision(name: str, weight: torch.dtype) -> None:
     fn, x, w = FORMS[name], X.bfloat16(), W.to(weight)
     expected = fn(x, w)
-    out, ops = fused("fuse_rms_norm", fn, x, w)
+    out, ops = fused("fuse_rms_norm", on_device(fn, x, w))
     assert ops[RMS] == (2 if name == "two in a row" else 1)
     assert ops["aten.rsqrt"] == 0
     assert out.dtype == expected.dtype
@@ -138,7 +138,7 @@ MISSES: dict[str, tuple[Form, Tensor, Tensor]] = {
 @pytest.mark.parametrize("name", MISSES)
 def test_what_only_looks_like_a_norm_stays(name: str) -> None:
     fn, x, w = MISSES[name]
-    out, ops = fused("fuse_rms_norm", fn, x, w)
+    out, ops = fused("fuse_rms_norm", on_device(fn, x, w))
     expected = fn(x, w)
     # float32 of integers is normalised all right, but only once they are floats.
     assert ops[RMS] == 0 or name == "integers"

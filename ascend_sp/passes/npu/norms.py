@@ -17,7 +17,8 @@ import torch
 from torch import fx
 
 from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, cast_source, widened_source
+from ascend_sp.passes.emitter import Emitter, as_shape_of, cast_source, widened_source
+from ascend_sp.passes.sizes import same_shape
 from ascend_sp.runtime.npu import npu_op
 
 aten = torch.ops.aten
@@ -84,8 +85,7 @@ def _match(root: fx.Node) -> _Norm | None:
     if last is None or last.target is not aten.mul.Tensor:
         return None
     weight = next((a for a in last.args if a is not result), None)
-    size = x.meta["val"].shape[-1]
-    if not isinstance(weight, fx.Node) or tuple(weight.meta["val"].shape) != (size,):
+    if not isinstance(weight, fx.Node) or not same_shape(as_shape_of(weight), as_shape_of(x)[-1:]):
         return None
     return _Norm(x, weight, eps, _narrowed(last, x))
 
