@@ -142,8 +142,9 @@ def test_modes() -> None:
 def turned_by(pieces: Callable[[Tensor, Tensor], list[Tensor]], join: Any) -> Form:
     def fn(x: Tensor, angles: Tensor) -> Tensor:
         def turned(x: Tensor) -> Tensor:
-            first, second = x.chunk(2, -1) if join is torch.cat else (x[..., ::2], x[..., 1::2])
-            return join(pieces(first, second), -1).reshape(x.shape)
+            if join is torch.cat:
+                return torch.cat(pieces(*x.chunk(2, -1)), -1)
+            return torch.stack(pieces(x[..., ::2], x[..., 1::2]), -1).flatten(-2)
 
         return turn(x, angles, turned)
 
@@ -199,6 +200,11 @@ MISSES: dict[str, tuple[Form, Tensor, Tensor]] = {
     ),
     "tables unlike": (with_other_tables, BNSD, TWICE),
     "odd strides": (odd_strides, BNSD, EACH),
+    "overlapping pairs": (
+        lambda x, a: turn(x, a, lambda x: torch.stack([-x[..., 1:5], x[..., :4]], -1).flatten(3)),
+        BNSD,
+        EACH,
+    ),
     "overlapping": (overlapping, BNSD, TWICE),
     "uneven parts": (uneven, BNSD, TWICE),
     "subtracted": (subtracted, BNSD, TWICE),
