@@ -146,7 +146,7 @@ def calls(draw: st.DrawFn, op: Any, make: Case | None = None) -> Drawn:
     drawn = (make or CASES[op])(g, op)
     args, kwargs = drawn if isinstance(drawn[-1], dict) else (drawn, {})
     if op is not attention_op and g.pick(False, False, True):
-        last = max(i for i, x in enumerate(args) if isinstance(x, Placed | list)) + 1
+        last = max((i + 1 for i, x in enumerate(args) if isinstance(x, Placed | list)), default=0)
         first = g.integer(min(last, len(args)), len(args))
         named = {op._schema.arguments[i].name: args[i] for i in range(first, len(args))}
         args, kwargs = args[:first], {**named, **kwargs}

@@ -19,6 +19,7 @@ from ascend_sp.passes.decompose_unsupported import decompose_unsupported
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm
+from ascend_sp.passes.npu.respell import respell_for_ge
 from ascend_sp.passes.npu.rotary import fuse_rotary
 from ascend_sp.passes.order_collectives import order_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
@@ -44,6 +45,10 @@ def _npu(ctx: PassContext) -> bool:
 
 def _npu_graph(ctx: PassContext) -> bool:
     return ctx.npu_graph
+
+
+def _ge_graph(ctx: PassContext) -> bool:
+    return ctx.npu_graph and ctx.target == "torchair"
 
 
 def _no_complex(ctx: PassContext) -> bool:
@@ -92,6 +97,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(fuse_attention, _facts("aten"), when=_fused_attention, optional=True),
     Pass(order_collectives, _facts("local"), when=_several_ranks, optional=True),
     Pass(lower_attention, _facts("aten"), _facts("lowerable")),
+    Pass(respell_for_ge, _facts("lowerable"), when=_ge_graph),
     Pass(decompose_unsupported, _facts("lowerable"), when=_npu_graph),
 )
 

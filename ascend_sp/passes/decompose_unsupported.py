@@ -35,6 +35,11 @@ def decompose_unsupported(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModul
 def _replacement(e: Emitter, node: fx.Node, ctx: PassContext) -> fx.Node | None:
     if node.target is aten.repeat_interleave.self_int:
         return _repeat_interleave(e, *node.args, **node.kwargs)
+    return decomposed(e, node, ctx)
+
+
+def decomposed(e: Emitter, node: fx.Node, ctx: PassContext) -> fx.Node | None:
+    """PyTorch's decomposition of `node`, emitted; None if the target cannot take all of it."""
     if not isinstance(node.meta.get("val"), torch.Tensor):
         return None
     tensors = list(node.all_input_nodes)
@@ -51,7 +56,8 @@ def _replacement(e: Emitter, node: fx.Node, ctx: PassContext) -> fx.Node | None:
     if traced is None:
         return None
     inner = [n for n in traced.graph.nodes if n.op == "call_function"]
-    known = all(not isinstance(n.target, OpOverload) or ctx.converts(n.target) for n in inner)  # type: ignore[misc]
+    takes = ctx.converts or (lambda op: True)
+    known = all(not isinstance(n.target, OpOverload) or takes(n.target) for n in inner)
     if not known or any(n.op == "get_attr" for n in traced.graph.nodes):
         return None
     places = dict(zip(traced.graph.find_nodes(op="placeholder"), tensors, strict=True))

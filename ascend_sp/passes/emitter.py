@@ -217,6 +217,24 @@ def as_shape_of(node: fx.Node) -> tuple[Size, ...]:
     return tuple(as_size(s) for s in node.meta["val"].shape)
 
 
+def cast_source(node: Any) -> fx.Node | None:
+    """What `node` is a cast of, to another dtype and nothing else; None if it is no such cast."""
+    if not isinstance(node, fx.Node) or node.target is not aten._to_copy.default:
+        return None
+    source: Any = node.args[0]
+    old, new = source.meta["val"], node.meta["val"]
+    same = old.device == new.device and same_strides(old.shape, old.stride(), new.stride())
+    return source if same and old.dtype != new.dtype else None
+
+
+def widened_source(node: Any) -> fx.Node | None:
+    """What `node` is a cast of, if it goes from a half precision to float32: every value stays."""
+    source = cast_source(node)
+    if source is None or node.meta["val"].dtype != torch.float32:
+        return None
+    return source if source.meta["val"].dtype in (torch.float16, torch.bfloat16) else None
+
+
 def same_strides(shape: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> bool:
     """Whether strides `a` and `b` lay out a tensor of `shape` alike (dims of one do not matter)."""
     return all(

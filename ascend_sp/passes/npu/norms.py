@@ -17,10 +17,12 @@ import torch
 from torch import fx
 
 from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter
+from ascend_sp.passes.emitter import Emitter, as_shape_of, cast_source, widened_source
+from ascend_sp.passes.sizes import same_shape
 from ascend_sp.runtime.npu import npu_op
 
 aten = torch.ops.aten
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ def fuse_rms_norm(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
         if found is None:
             continue
         with emit.at(found.result):
-            weight = found.weight
+            x, weight = found.x, found.weight
+            if found.result.meta["val"].dtype == torch.float32:
+                x = _cast(emit, x, torch.float32)  # the op rounds to the dtype of x
             if weight.meta["val"].dtype != torch.float32:
-                weight = _cast(emit, weight, found.x.meta["val"].dtype)
-            both = emit.call(op, found.x, weight, found.eps)
+                weight = _cast(emit, weight, x.meta["val"].dtype)
+            both = emit.call(op, x, weight, found.eps)
             new = emit.call(operator.getitem, both, 0)
             new = _cast(emit, new, found.result.meta["val"].dtype)
             new = emit.restride(new, found.result.meta["val"].stride())
@@ -66,32 +70,24 @@ def _match(root: fx.Node) -> _Norm | None:
         return None
     squared, dims, *keep = mean.args
     ndim = squared.meta["val"].dim()
-    if keep != [True] or [d % ndim for d in dims] != [ndim - 1]:
+    if keep != [True] or [d % ndim for d in dims or ()] != [ndim - 1]:
         return None
     wide = _squared(squared)
     scaled = _only_user(root)
-    if wide is None or scaled is None or not _is_product(scaled, wide, root):
+    if wide is None or scaled is None or wide.meta["val"].dtype not in DTYPES:
         return None
-    x, result = wide, scaled
-    if wide.target is aten._to_copy.default and wide.meta["val"].dtype == torch.float32:
-        x = wide.args[0]  # type: ignore[assignment]
-        narrow = _only_user(scaled)
-        if narrow is not None and _casts_to(narrow, x.meta["val"].dtype):
-            result = narrow
+    x = widened_source(wide) or wide
+    # A product of x itself and the float32 root is in float32 too.
+    if not _is_product(scaled, wide, root) and not _is_product(scaled, x, root):
+        return None
+    result = _narrowed(scaled, x)
     last = _only_user(result)
     if last is None or last.target is not aten.mul.Tensor:
         return None
     weight = next((a for a in last.args if a is not result), None)
-    size = x.meta["val"].shape[-1]
-    if not isinstance(weight, fx.Node) or tuple(weight.meta["val"].shape) != (size,):
+    if not isinstance(weight, fx.Node) or not same_shape(as_shape_of(weight), as_shape_of(x)[-1:]):
         return None
-    if last.meta["val"].dtype != x.meta["val"].dtype:
-        narrow = _only_user(last)
-        if narrow is not None and _casts_to(narrow, x.meta["val"].dtype):
-            last = narrow
-        else:
-            x = wide  # the model goes on in float32, so the op must not round before
-    return _Norm(x, weight, eps, last)
+    return _Norm(x, weight, eps, _narrowed(last, x))
 
 
 def _squared(node: fx.Node) -> fx.Node | None:
@@ -105,9 +101,12 @@ def _is_product(node: fx.Node, a: fx.Node, b: fx.Node) -> bool:
     return node.target is aten.mul.Tensor and set(node.args) == {a, b}
 
 
-def _casts_to(node: fx.Node, dtype: torch.dtype) -> bool:
-    only = set(node.kwargs) == {"dtype"}
-    return node.target is aten._to_copy.default and only and node.meta["val"].dtype == dtype
+def _narrowed(node: fx.Node, x: fx.Node) -> fx.Node:
+    """The cast of `node` back to the dtype of `x`, if that is all that becomes of it."""
+    user = _only_user(node)
+    if user is None or cast_source(user) is not node:
+        return node
+    return user if user.meta["val"].dtype == x.meta["val"].dtype else node
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import VIEWS, Emitter, as_shape_of
+from ascend_sp.passes.emitter import VIEWS, Emitter, as_shape_of, widened_source
 from ascend_sp.passes.sizes import equal
 from ascend_sp.runtime.npu import npu_op
 
@@ -81,18 +81,10 @@ def _turn_of(turned: Any, x: Any) -> str | None:
         return "half" if _half(low, x) == 0 and _half(high, x) == 1 else None
     whole = _is(turned, *VIEWS) and as_shape_of(turned) == as_shape_of(x)
     stack = turned.args[0] if whole else turned
-    if not _is(stack, aten.stack.default):
+    if not _is(stack, aten.stack.default) or not (whole or equal(as_shape_of(x)[-1], 2)):
         return None
-    low, high = (_part(n) for n in _low_and_high(stack))
-    if low is None or high is None or (low[1], high[1]) != (0, 1) or low[0] is not high[0]:
-        return None
-    pairs = low[0]
-    if not whole:
-        return "interleave" if pairs is x and equal(as_shape_of(x)[-1], 2) else None
-    if not _is(pairs, *VIEWS) or _uncast(pairs.args[0]) is not x:
-        return None
-    neighbours = as_shape_of(pairs)[:-2] == as_shape_of(x)[:-1] and as_shape_of(pairs)[-1] == 2
-    return "interleave" if neighbours else None
+    low, high = _low_and_high(stack)
+    return "interleave" if _neighbour(low, x) == 0 and _neighbour(high, x) == 1 else None
 
 
 def _low_and_high(joined: Any) -> tuple[Any, Any]:
@@ -104,16 +96,45 @@ def _low_and_high(joined: Any) -> tuple[Any, Any]:
     return pieces[1], pieces[0].args[0]
 
 
-def _part(node: Any) -> tuple[fx.Node, int] | None:
-    """The tensor whose last dim `node` picks one position of, and which."""
+def _picked(node: Any, dim: int) -> tuple[fx.Node, int] | None:
+    """The tensor whose dim `dim`, from the end, `node` picks one position of, and which."""
     if _is(node, aten.select.int):
-        source, dim, index = node.args
+        source, along, index = node.args
     elif _is(node, operator.getitem) and _is(node.args[0], aten.unbind.int):
         unbind, index = node.args
-        source, dim = unbind.args[0], _argument(unbind, 1, 0)
+        source, along = unbind.args[0], _argument(unbind, 1, 0)
     else:
         return None
-    return (source, index) if dim in (-1, source.meta["val"].dim() - 1) else None
+    ndim = source.meta["val"].dim()
+    return (source, index) if along % ndim == ndim + dim else None
+
+
+def _is_regrouped(node: Any, x: fx.Node, last: tuple[Any, Any]) -> bool:
+    """Whether `node` is `x` with its channels viewed as two dims."""
+    if not _is(node, *VIEWS) or _uncast(node.args[0]) is not x:
+        return False
+    return as_shape_of(node) == (*as_shape_of(x)[:-1], *last)
+
+
+def _neighbour(node: Any, x: fx.Node) -> int | None:
+    """Whether `node` is all the first (0) or all the second (1) channels of the pairs of `x`."""
+    size = as_shape_of(x)[-1]
+    if not isinstance(size, int) or size % 2:
+        return None
+    if _is(node, aten.slice.Tensor):
+        source, along, start = node.args[0], _argument(node, 1, 0), _argument(node, 2, 0)
+        every = _argument(node, 4, 1) == 2 and as_shape_of(node)[-1] == size // 2
+        last = along in (-1, x.meta["val"].dim() - 1)
+        if not (every and last and start in (0, 1)):
+            return None
+        return start if _uncast(source) is x else None
+    found = _picked(node, -1)
+    if found is None:
+        return None
+    source, index = found
+    if source is x and size == 2:
+        return index
+    return index if _is_regrouped(source, x, (size // 2, 2)) else None
 
 
 def _half(node: Any, x: fx.Node) -> int | None:
@@ -121,6 +142,9 @@ def _half(node: Any, x: fx.Node) -> int | None:
     size = as_shape_of(x)[-1]
     if not isinstance(size, int) or size % 2:
         return None
+    found = _picked(node, -2)
+    if found is not None:
+        return found[1] if _is_regrouped(found[0], x, (2, size // 2)) else None
     if _is(node, aten.slice.Tensor):
         source, dim = node.args[0], _argument(node, 1, 0)
         which = {0: 0, size // 2: 1}.get(_argument(node, 2, 0))
@@ -158,7 +182,7 @@ def _argument(node: Any, position: int, default: Any) -> Any:
 
 
 def _uncast(node: Any) -> Any:
-    return node.args[0] if _is(node, aten._to_copy.default) else node
+    return widened_source(node) or node
 
 
 def _is(node: Any, *targets: Any) -> bool:

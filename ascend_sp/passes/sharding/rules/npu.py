@@ -1,6 +1,8 @@
 """Ops of torch_npu, which models call themselves on Ascend. Known by name: torch_npu may be absent.
 
-All of them work on each row by itself, along the last dim.
+All of them work on each row by itself. What reads whole images (``npu_group_norm_silu``), writes to
+its operands (``npu_apply_rotary_pos_emb``, by CANN's document of its kernel) or may hide a mask of
+positions (``npu_scaled_masked_softmax``) has no rule, and runs on whole tensors.
 """
 
 from __future__ import annotations
@@ -10,46 +12,62 @@ from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
     Local,
+    Operand,
     Reshard,
     normal_dim,
     rule_by_name,
 )
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
+from ascend_sp.passes.sharding.rules.reductions import layer_norm
+from ascend_sp.passes.sizes import same_shape
+
+WEIGHT = "the weight of a norm is sharded"
+ROWS = "a norm runs over the sequence"
 
 
-@rule_by_name("npu::npu_rms_norm")
+@rule_by_name("npu::npu_rms_norm", "npu::npu_gemma_rms_norm")
 def rms_norm(call: Call) -> Answer:
     """``([b, s, c], [c]) -> [b, s, c]`` and the statistics ``[b, s, 1]``."""
-    x, gamma = call.operands
+    x, gamma = _named(call, "input", "gamma")
     if not isinstance(x.placement, Shard):
-        return Reshard("the weight of a norm is sharded")
+        return Reshard(WEIGHT)
     if x.shard.dim >= x.ndim - gamma.ndim:
-        return Reshard("a norm runs over the sequence")
-    return Local((x.shard, REPLICATE), (x.shard, x.shard))
+        return Reshard(ROWS)
+    return _rows(call, x.shard, x)
 
 
-@rule_by_name("npu::npu_add_rms_norm")
-def add_rms_norm(call: Call) -> Answer:
-    """``([b, s, c], [b, s, c], [c]) -> [b, s, c]``, statistics, and the sum ``[b, s, c]``."""
-    a, b, gamma = call.operands
-    if isinstance(gamma.placement, Shard) or a.shape != b.shape:
-        return Reshard("the weight of a norm is sharded")
-    split = (a if isinstance(a.placement, Shard) else b).shard
+@rule_by_name("npu::npu_add_rms_norm", "npu::npu_add_rms_norm_cast", "npu::npu_add_layer_norm")
+def add_norm(call: Call) -> Answer:
+    """``([b, s, c], [b, s, c], [c]) -> [b, s, c]``, statistics ``[b, s, 1]``, the sum."""
+    a, b, gamma = _named(call, "x1", "x2", "gamma")
+    whole = [x for x in (a, b) if isinstance(x.placement, Shard)]
+    if not whole:
+        return Reshard(WEIGHT)
+    if not same_shape(a.shape, b.shape):
+        return Reshard("a norm of a sum whose terms broadcast")
+    split = whole[0].shard
     if split.dim >= a.ndim - gamma.ndim:
-        return Reshard("a norm runs over the sequence")
-    return Local((split, split, REPLICATE), (split, split, split))
+        return Reshard(ROWS)
+    return _rows(call, split, a, b)
 
 
-@rule_by_name("npu::npu_swiglu", "npu::npu_geglu")
+@rule_by_name("npu::npu_layer_norm_eval")
+def layer_norm_eval(call: Call) -> Answer:
+    """``([b, s, c], [c], [c]) -> [b, s, c]``."""
+    return layer_norm(call)
+
+
+@rule_by_name("npu::npu_swiglu", "npu::npu_geglu", "npu::npu_gelu_mul")
 def gated(call: Call) -> Answer:
     """``[b, s, 2c] -> [b, s, c]``: one half of the channels gates the other."""
     x = call.operands[0]
     if normal_dim(call.argument(1, "dim", -1), x.ndim) == x.shard.dim:
         return Reshard("the halves of a gate lie along the sequence")
-    return Local((x.shard,), tuple(x.shard for _ in call.outputs))
+    return _rows(call, x.shard, x)
 
 
 @rule_by_name(
+    "npu::fast_gelu",
     "npu::npu_fast_gelu",
     "npu::npu_gelu",
     "npu::npu_silu",
@@ -60,17 +78,42 @@ def activation(call: Call) -> Answer:
     return pointwise(call)
 
 
-@rule_by_name("npu::npu_rotary_mul")
+@rule_by_name("npu::npu_linear")
+def linear(call: Call) -> Answer:
+    """``([s, k], [n, k], [n]) -> [s, n]``."""
+    (x,) = _named(call, "input")
+    if not isinstance(x.placement, Shard) or x.shard.dim == x.ndim - 1:
+        return Reshard("a weight, or the channels that it multiplies, are sharded")
+    return _rows(call, x.shard, x)
+
+
+@rule_by_name("npu::npu_rotary_mul", "npu::npu_interleave_rope")
 def rotary(call: Call) -> Answer:
     """``([b, s, n, d], [1, s, 1, d], [1, s, 1, d]) -> [b, s, n, d]``: tables broadcast over rows.
 
     The channels are turned, so they must be whole; so must be a matrix that says how.
     """
-    x, *tables = call.operands
+    x, *tables = _named(call, *[a.name for a in call.op._schema.arguments[:3]])
     if not isinstance(x.placement, Shard) or x.shard.dim == x.ndim - 1:
         return Reshard("a rotary embedding turns the channels, and its rows lead")
-    found = pointwise(Call(call.op, tuple(call.operands[:3]), {}, call.outputs, call.world))
+    found = pointwise(Call(call.op, (x, *tables), {}, call.outputs, call.world))
     if not isinstance(found, Local):
         return found
-    rotate: tuple[Placement, ...] = tuple(REPLICATE for _ in tables[2:])
-    return Local((*found.inputs, *rotate), found.outputs)
+    wanted = dict(zip((t.index for t in (x, *tables)), found.inputs, strict=True))
+    return Local(_inputs(call, wanted), found.outputs)
+
+
+def _named(call: Call, *names: str) -> list[Operand]:
+    """Operands that the schema has by these names, however they are passed."""
+    positions = {a.name: i for i, a in enumerate(call.op._schema.arguments)}
+    return [call.argument(positions[name], name) for name in names]
+
+
+def _inputs(call: Call, wanted: dict[int, Placement]) -> tuple[Placement, ...]:
+    return tuple(wanted.get(x.index, REPLICATE) for x in call.operands)
+
+
+def _rows(call: Call, split: Shard, *leading: Operand) -> Local:
+    """These operands split alike, the others whole, and everything that comes out split so too."""
+    inputs = _inputs(call, {x.index: split for x in leading})
+    return Local(inputs, tuple(split for _ in call.outputs))
