@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -171,3 +172,32 @@ def test_a_broken_all_to_all_is_noticed(broken: Callable, ranks: int) -> None:
         reference = model(x)
     outputs, *_ = simulate(capture(model, x), ranks, broken=broken)
     assert worst(outputs, reference) > 1e-3
+
+
+@pytest.mark.parametrize(("groups", "values"), [(1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize("world", [2, 3])
+def test_one_head_of_keys_that_is_broadcast(groups: int, values: int, world: int) -> None:
+    def fn(x: Tensor) -> Tensor:
+        k, v = 0.3 * x[..., : 8 * groups], x[..., 32 - 8 * values :]
+        q, k, v = (
+            y.unflatten(2, (n, 8)).transpose(1, 2) for y, n in ((x, 4), (k, groups), (v, values))
+        )
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    x = torch.randn(2, 7, 32)
+    outputs, _, _, network = simulate(capture(fn, x), world)
+    assert network.calls["all_to_all_single"] == 4
+    for out in outputs:
+        torch.testing.assert_close(out[0], fn(x))
+
+
+def test_queries_that_are_broadcast_are_not_split() -> None:
+    def fn(x: Tensor) -> Tensor:
+        k = x.unflatten(2, (4, 8)).transpose(1, 2)
+        return F.scaled_dot_product_attention(k[:, :1], k, k).transpose(1, 2).flatten(2)
+
+    x = torch.randn(2, 7, 32)
+    outputs, _, ctx, network = simulate(capture(fn, x), 2)
+    torch.testing.assert_close(outputs[1][0], fn(x))
+    assert "all_to_all_single" not in network.calls
+    assert any("queries are broadcast" in n.text for n in ctx.notes)

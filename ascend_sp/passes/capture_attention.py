@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.passes.context import PassContext, constant, source_line
 from ascend_sp.passes.npu.calls import capture_npu_attention
 from ascend_sp.runtime.errors import AscendSPError
 from ascend_sp.runtime.ops import attention as attention_op
@@ -58,7 +58,7 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
     bound = _SIGNATURE.bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     a = bound.arguments
-    dropout, a["scale"] = _constant(a["dropout_p"]), _constant(a["scale"])
+    dropout, a["scale"] = constant(a["dropout_p"]), constant(a["scale"])
     if dropout > 0:
         raise AscendSPError(
             f"attention with dropout_p={dropout} at {source_line(node)}: ascend_sp compiles "
@@ -73,10 +73,3 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
     new.meta.update(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
-
-
-def _constant(value: Any) -> Any:
-    """`value` as a number. With ``dynamic=True`` floats arrive as symbols; this guards on them."""
-    if isinstance(value, fx.Node):
-        value = value.meta["example_value"]
-    return float(value) if isinstance(value, torch.SymFloat) else value

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from ascend_sp.runtime.npu import DEVICE, Ascend
@@ -22,6 +23,17 @@ def source_line(node: fx.Node) -> str:
         return ""
     file, line, code = frames[-1]
     return f"{file}:{line}: {code.strip()}"
+
+
+def constant(value: Any) -> Any:
+    """An argument of a Dynamo node as a number, where it is one.
+
+    With ``dynamic=True`` floats arrive as symbols; this guards on them.
+    """
+    known = value.meta.get("example_value") if isinstance(value, fx.Node) else value
+    if isinstance(known, torch.SymFloat):
+        return float(known)
+    return known if isinstance(known, (int, float)) else value
 
 
 @dataclass(frozen=True)

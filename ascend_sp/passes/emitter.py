@@ -122,10 +122,10 @@ class Emitter:
         graph engines copy for every permute that they are given.
         """
         dims = list(dims)
-        if x.target is aten.permute.default:
-            inner: Any = x.args[1]
+        inner = _reordering(x)
+        if inner is not None:
             source: Any = x.args[0]
-            return self.permute(source, [inner[d] % len(dims) for d in dims])
+            return self.permute(source, [inner[d] for d in dims])
         shape = as_shape_of(x)
         moved = [d for d in dims if shape[d] != 1]
         if moved == sorted(moved):
@@ -233,6 +233,19 @@ def widened_source(node: Any) -> fx.Node | None:
     if source is None or node.meta["val"].dtype != torch.float32:
         return None
     return source if source.meta["val"].dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _reordering(x: fx.Node) -> list[int] | None:
+    """The dims of its operand that `x` has in turn, if it only reorders them."""
+    given: Any = x.args[1:]
+    if x.target is aten.permute.default:
+        return [d % len(given[0]) for d in given[0]]
+    if x.target is aten.transpose.int:
+        order = list(range(x.meta["val"].dim()))
+        a, b = given
+        order[a], order[b] = order[b], order[a]
+        return order
+    return None
 
 
 def same_strides(shape: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> bool:

@@ -67,16 +67,23 @@ def _math(
     scale: float | None,
     enable_gqa: bool,
 ) -> fx.Node:
-    """``softmax(q k^T * scale + mask) v``, the scale shared between q and k as PyTorch does."""
+    """``softmax(q k^T * scale + mask) v`` as in PyTorch's `_scaled_dot_product_attention_math`.
+
+    That is: the scale is shared between q and k, and half precision is computed in float32.
+    """
+    dtype = q.meta["val"].dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        q, k, v = (e.call(aten._to_copy.default, x, dtype=torch.float32) for x in (q, k, v))
     if enable_gqa:
         k, v = _each_group(e, k, q), _each_group(e, v, q)
     dims = as_shape_of(q)
-    root = (scale if scale is not None else dims[-1] ** -0.5) ** 0.5
+    scale = scale if scale is not None else dims[-1] ** -0.5
+    sign, root = (-1, (-scale) ** 0.5) if scale < 0 else (1, scale**0.5)
     last = len(dims) - 1
     turned = e.permute(k, [*range(last - 1), last, last - 1])
     scores = e.call(
         aten.matmul.default,
-        e.call(aten.mul.Scalar, q, root),
+        e.call(aten.mul.Scalar, q, sign * root),
         e.call(aten.mul.Scalar, turned, root),
     )
     device = q.meta["val"].device
@@ -90,9 +97,9 @@ def _math(
         attn_mask = e.call(aten.tril.default, ones)
     hides: Any = attn_mask
     if hides is not None and hides.meta["val"].dtype == torch.bool:
-        dtype = q.meta["val"].dtype
-        zero = e.call(aten.full.default, [], 0.0, dtype=dtype, device=device)
-        never = e.call(aten.full.default, [], float("-inf"), dtype=dtype, device=device)
+        kind = q.meta["val"].dtype
+        zero = e.call(aten.full.default, [], 0.0, dtype=kind, device=device)
+        never = e.call(aten.full.default, [], float("-inf"), dtype=kind, device=device)
         hides = e.call(aten.where.self, hides, zero, never)
     if hides is not None:
         scores = e.call(aten.add.Tensor, scores, hides)
@@ -100,13 +107,15 @@ def _math(
         weights = e.call(aten._safe_softmax.default, scores, -1)
     else:
         weights = e.call(aten._softmax.default, scores, -1, False)
-    return e.call(aten.matmul.default, weights, v)
+    out = e.call(aten.matmul.default, weights, v)
+    same = out.meta["val"].dtype == dtype
+    return out if same else e.call(aten._to_copy.default, out, dtype=dtype)
 
 
 def _each_group(e: Emitter, x: fx.Node, q: fx.Node) -> fx.Node:
-    """``[B, G, T, D] -> [B, H, T, D]``: the heads of keys once for each query head they serve."""
-    b, g, t, d = as_shape_of(x)
-    heads = as_shape_of(q)[1]
-    grown = e.call(aten.unsqueeze.default, x, 2)
-    grown = e.call(aten.expand.default, grown, [b, g, divide(heads, g), t, d])
-    return e.call(aten.reshape.default, grown, [b, heads, t, d])
+    """``[.., G, T, D] -> [.., H, T, D]``: heads of keys once for each query head they serve."""
+    *lead, g, t, d = as_shape_of(x)
+    heads = as_shape_of(q)[-3]
+    grown = e.call(aten.unsqueeze.default, x, -3)
+    grown = e.call(aten.expand.default, grown, [*lead, g, divide(heads, g), t, d])
+    return e.call(aten.reshape.default, grown, [*lead, heads, t, d])

@@ -22,7 +22,7 @@ from ascend_sp.passes.emitter import Emitter, as_shape_of
 from ascend_sp.passes.sharding.layout import Sequence
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, INPUTS, PLACEMENTS
 from ascend_sp.passes.sharding.redistribute import by_rank, in_order
-from ascend_sp.passes.sizes import Size, ceil_div, divide
+from ascend_sp.passes.sizes import Size, ceil_div, divide, equal
 from ascend_sp.runtime import collectives
 from ascend_sp.runtime.ops import attention, attention_arguments, split_attention
 from ascend_sp.runtime.topology import Topology
@@ -53,8 +53,10 @@ class Expansion:
         """Replace the node."""
         e, p = self.e, self.topology.size
         q, k, v, mask, causal, scale, gqa = attention_arguments(self.node).values()
-        heads, groups = as_shape_of(q)[1], as_shape_of(k)[1]
-        if gqa and (divide(heads, p) is None or divide(groups, p) is None):
+        heads, *groups = (as_shape_of(x)[1] for x in (q, k, v))
+        # Grouped, or one head that is broadcast.
+        shared = not all(equal(n, heads) for n in groups)
+        if shared and any(divide(n, p) is None for n in (heads, *groups)):
             k, v, gqa = self._repeat_heads(k, heads), self._repeat_heads(v, heads), False
         started = [self._start(x) for x in (q, k, v)]
 
@@ -84,6 +86,8 @@ class Expansion:
         """``[B, G, c, D] -> [B, H, c, D]``: each head of keys once for each of its query heads."""
         b, g, c, d = as_shape_of(x)
         times = divide(heads, g)
+        if times == 1:
+            return x
         with self.e.at(_next(x), origin=self.node):
             grown = self.e.call(aten.unsqueeze.default, x, 2)
             grown = self.e.call(aten.expand.default, grown, [b, g, times, c, d])

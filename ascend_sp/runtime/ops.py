@@ -47,7 +47,8 @@ def _(
     if q.device.type == DEVICE and q.dim() == 4:
         # In the order in which Ascend's fused attention writes, so that what users write behind
         # it (transpose, then merge the heads) is traced as a view.
-        return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+        b, h = torch.broadcast_shapes(q.shape[:2], *(() if enable_gqa else (k.shape[:2],)))
+        return q.new_empty(b, q.shape[2], h, v.shape[3]).transpose(1, 2)
     # Elsewhere the strides are those of the kernel that will run.
     return _sdpa(q, k, v, attn_mask, is_causal, scale, enable_gqa)
 

@@ -18,6 +18,7 @@ from torch import fx
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.emitter import Emitter, as_shape_of
 from ascend_sp.passes.npu.attention_table import CAUSAL_MASK, Form, Kernel, choose
+from ascend_sp.passes.sizes import equal
 from ascend_sp.runtime.npu import npu_op
 from ascend_sp.runtime.ops import attention as attention_op
 from ascend_sp.runtime.ops import attention_arguments
@@ -50,9 +51,12 @@ def fuse_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
 
 
 def _form(given: dict[str, Any]) -> Form:
-    (_, heads, queries, dim), (_, groups, keys, _) = (as_shape_of(given[x]) for x in ("q", "k"))
+    q, k, v = (as_shape_of(given[x]) for x in ("q", "k", "v"))
+    (_, heads, queries, dim), (_, groups, keys, _) = q, k
     mask = given["attn_mask"]
     shape = as_shape_of(mask) if mask is not None else ()
+    batches = [k[0], v[0], *(n for n in shape[:-3] if n != 1)]
+    grouped = equal(heads, groups) or given["enable_gqa"]
     return Form(
         dtype=given["q"].meta["val"].dtype,
         heads=heads,
@@ -60,10 +64,10 @@ def _form(given: dict[str, Any]) -> Form:
         queries=queries,
         keys=keys,
         dim=dim,
-        value_dim=as_shape_of(given["v"])[3],
+        value_dim=v[3],
         mask=None if mask is None else mask.meta["val"].dtype,
         mask_heads=len(shape) >= 3 and shape[-3] != 1,
-        causal=given["is_causal"],
+        broadcast=not (grouped and equal(k[1], v[1]) and all(equal(n, q[0]) for n in batches)),
     )
 
 
@@ -76,8 +80,8 @@ def _emit(e: Emitter, kernel: Kernel, given: dict[str, Any]) -> fx.Node:
     if given["attn_mask"] is not None:
         mask, precise = _mask(e, given["attn_mask"], (b, s, keys)), 2
     elif given["is_causal"]:
-        # Rows count from the top left, as in PyTorch: sparse_mode 2, not 3.
-        mask, sparse, precise = _triangle(e, q), 2, 2
+        # Rows count from the top left, as in PyTorch: sparse_mode 2, not 3. All see the first key.
+        mask, sparse = _triangle(e, q), 2
     call = CALLS[kernel.op]
     out = call(e, npu_op(kernel.op), (q, k, v), mask, heads, groups, scale, sparse, precise)
     return e.permute(out, BSND)

@@ -31,7 +31,8 @@ class Form:
     mask: torch.dtype | None = None
     mask_heads: bool = False
     """Whether the mask differs between heads."""
-    causal: bool = False
+    broadcast: bool = False
+    """Whether the batches of q, k, v and mask differ, or heads do without being grouped."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Kernel:
     """Oldest CANN that has the kernel."""
     max_dim: int
     takes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
+    empty_rows: bool = True
+    """Whether it is defined for a query with every key masked out."""
 
     def refuses(self, form: Form, ascend: Ascend) -> str | None:
         """Why the op cannot take `form` here, or None if it can."""
@@ -55,8 +58,9 @@ KERNELS = (
     Kernel("npu_fused_infer_attention_score_v2", "8.3.RC1", 512),
     # The same kernel under its older name: aclnnFusedInferAttentionScoreV2, CANN 8.1.RC1.
     Kernel("npu_fused_infer_attention_score", "8.1.RC1", 512),
-    # What the two above run for more than one query; older, no longer on later chips.
-    Kernel("npu_prompt_flash_attention", "8.0.RC1", 512),
+    # What the two above run for more than one query; older, no longer on later chips. Unlike them
+    # it has no correction for queries that see nobody, and forbids them.
+    Kernel("npu_prompt_flash_attention", "8.0.RC1", 512, empty_rows=False),
 )
 
 CAUSAL_MASK = 2048
@@ -81,7 +85,10 @@ def _limits(kernel: Kernel, form: Form, ascend: Ascend) -> list[tuple[bool, str]
             isinstance(form.dim, int) and form.dim > kernel.max_dim,
             f"{form.dim} channels a head are more than {kernel.max_dim}",
         ),
-        (not isinstance(form.heads, int), "the number of heads is not known at compile time"),
+        (
+            not isinstance(form.heads, int) or not isinstance(form.groups, int),
+            "the number of heads is not known at compile time",
+        ),
         (isinstance(form.heads, int) and form.heads > 256, f"{form.heads} heads are more than 256"),
         (any(n > _LONGEST for n in lengths), f"a sequence of more than {_LONGEST} tokens"),
         (
@@ -93,6 +100,11 @@ def _limits(kernel: Kernel, form: Form, ascend: Ascend) -> list[tuple[bool, str]
             "a mask of numbers to add cannot be proved to be one of 0 and -inf only",
         ),
         (form.mask_heads, "the mask differs between heads"),
+        (
+            form.mask is not None and not kernel.empty_rows,
+            "it is not defined for a query with every key masked out, and a mask may hold one",
+        ),
+        (form.broadcast, "operands are broadcast over the batch or the heads"),
     ]
 
 

@@ -15,12 +15,10 @@ import torch
 from torch import fx
 
 from ascend_sp.passes._pytorch import tree_leaves
-from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.passes.context import PassContext, constant, source_line
 from ascend_sp.runtime.errors import AscendSPError
 from ascend_sp.runtime.npu import npu_op
 from ascend_sp.runtime.ops import attention as attention_op
-
-aten = torch.ops.aten
 
 LAYOUTS = ("BSND", "BNSD", "BSH", "SBH")
 
@@ -53,6 +51,9 @@ OPS = {
     ),
 }
 
+UNLIMITED = 2147483647
+"""Default of most windows: no limit, whatever the lengths are."""
+
 IRRELEVANT = frozenset({"sync", "gen_mask_parallel", "inner_precise", "softmax_layout"})
 """Arguments that change how the op runs, not what it computes."""
 
@@ -75,11 +76,12 @@ def capture_npu_attention(graph: fx.Graph, ctx: PassContext) -> None:
 
 
 def _capture(graph: fx.Graph, node: fx.Node, op: Any, names: _Names) -> str | None:
-    """Replace one call; a reason if that is not possible."""
+    """Replace one call; the reason if PyTorch's attention cannot say it."""
     given: dict[str, Any] = {}
     for i, a in enumerate(op._schema.arguments):
         default = a.default_value if a.has_default_value() else None
-        given[a.name] = node.args[i] if i < len(node.args) else node.kwargs.get(a.name, default)
+        x = node.args[i] if i < len(node.args) else node.kwargs.get(a.name, default)
+        given[a.name] = constant(x)
     if given.get("keep_prob", 1.0) != 1.0:
         raise AscendSPError(
             f"attention with keep_prob={given['keep_prob']} at {source_line(node)}: ascend_sp "
@@ -115,20 +117,43 @@ def _refusal(node: fx.Node, op: Any, names: _Names, given: dict[str, Any]) -> st
         return f"layout {given['input_layout']}; captured are {', '.join(LAYOUTS)}"
     if not isinstance(given[names.scale], (int, float)):
         return "the scale is not a constant"
-    if not isinstance(given[names.heads], int):
+    if not all(isinstance(n, int) for n in (given[names.heads], _heads_of_keys(names, given))):
         return "the number of heads is not known at compile time"
-    shapes = [_shape(given[x]) for x in ("query", "key")]
-    longest = max(_length(s, given["input_layout"]) for s in shapes)
-    for side in (names.before, names.after):
-        if given[side] < longest:
-            return f"{side}={given[side]} is a window shorter than the sequence ({longest})"
-    mask = given["atten_mask"]
-    if mask is not None and _value(mask).dtype not in (torch.bool, torch.uint8, torch.int8):
-        return f"a mask of {_value(mask).dtype}"
-    picked = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
-    if names.tuple_result and not picked:
+    if names.tuple_result and not all(_is_first(user) for user in node.users):
         return "more than the first result is used"
+    return None if given["atten_mask"] is None else _refusal_of_mask(names, given)
+
+
+def _refusal_of_mask(names: _Names, given: dict[str, Any]) -> str | None:
+    """Why a mask means something else here. Without one, the ops ignore the window."""
+    mask = _value(given["atten_mask"])
+    if mask.dtype not in (torch.bool, torch.uint8, torch.int8):
+        return f"a mask of {mask.dtype}"
+    along = given["input_layout"].index("S")
+    lengths = [_shape(given[x])[along] for x in ("query", "key")]
+    for have, want in zip(mask.shape[-2:], lengths, strict=True):
+        # Symbolic lengths are compared by PyTorch's attention, which would broadcast a 1.
+        if isinstance(have, int) and isinstance(want, int) and have != want:
+            return f"a mask of {tuple(mask.shape)} for {lengths[0]} queries and {lengths[1]} keys"
+    for side in (names.before, names.after):
+        if not isinstance(given[side], int):
+            return f"{side} is not a constant"
+        if given[side] < UNLIMITED and any(given[side] < n for n in lengths):
+            return f"{side}={given[side]} is a window shorter than the sequence {lengths}"
     return None
+
+
+def _is_first(user: fx.Node) -> bool:
+    return user.target is operator.getitem and user.args[1:] == (0,)
+
+
+def _heads_of_keys(names: _Names, given: dict[str, Any]) -> Any:
+    heads, layout, key = given[names.heads], given["input_layout"], _shape(given["key"])
+    if names.groups:
+        return given[names.groups] or heads
+    if "N" in layout:
+        return key[layout.index("N")]
+    return key[2] * heads // _shape(given["query"])[2]
 
 
 def _emit(graph: fx.Graph, node: fx.Node, names: _Names, given: dict[str, Any]) -> fx.Node:
@@ -140,23 +165,15 @@ def _emit(graph: fx.Graph, node: fx.Node, names: _Names, given: dict[str, Any]) 
         return new
 
     layout, heads = given["input_layout"], given[names.heads]
-    groups = given.get(names.groups) or 0
+    groups = _heads_of_keys(names, given)
 
-    def to_bnsd(x: fx.Node, n: Any) -> fx.Node:
+    def to_bnsd(x: fx.Node, n: int) -> fx.Node:
         if layout in ("BSH", "SBH"):
             if layout == "SBH":
                 x = call(torch.transpose, x, 0, 1)
             x = call(torch.unflatten, x, 2, (n, -1))
         return x if layout == "BNSD" else call(torch.transpose, x, 1, 2)
 
-    if groups == 0 and names.groups:
-        groups = heads
-    if not names.groups:
-        shape = _shape(given["key"])
-        width = _shape(given["query"])[-1]
-        groups = {"BNSD": shape[1], "BSND": shape[2] if len(shape) == 4 else 0}.get(
-            layout, heads if shape[-1] == width else shape[-1] * heads // width
-        )
     q = to_bnsd(given["query"], heads)
     k, v = to_bnsd(given["key"], groups), to_bnsd(given["value"], groups)
     mask = given["atten_mask"]
@@ -180,7 +197,3 @@ def _value(node: Any) -> Any:
 
 def _shape(node: Any) -> tuple[Any, ...]:
     return tuple(_value(node).shape)
-
-
-def _length(shape: tuple[Any, ...], layout: str) -> Any:
-    return shape[{"BSND": 1, "BNSD": 2, "BSH": 1, "SBH": 0}[layout]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Sequence, Shard, at_dim
 from ascend_sp.passes.sharding.rules.base import Answer, Call, Local, Operand, Unsupported, rule
-from ascend_sp.passes.sizes import equal
+from ascend_sp.passes.sizes import Size, equal
 from ascend_sp.runtime.ops import attention as attention_op
 from ascend_sp.runtime.ops import split_attention
 
@@ -38,6 +38,8 @@ def attention(call: Call) -> Answer:
     inputs: list[Placement] = [split, keys, keys]
     if isinstance(mask, Operand):
         inputs.append(_mask(mask, split, keys))
+    if isinstance(keys, Shard) and any(_grows(q.shape[d], k.shape[d]) for d in (BATCH, HEADS)):
+        return Unsupported("queries are broadcast over the batch or the heads of the keys")
     travels = split_attention if isinstance(keys, Shard) else None
     return Local(tuple(inputs), (split,), op=travels)
 
@@ -72,6 +74,10 @@ def _over_batch(q: Operand, k: Operand, v: Operand, mask: Operand | None) -> Ans
         whole = mask.ndim < 4 or equal(mask.shape[BATCH], 1)
         inputs.append(REPLICATE if whole else lead.shard)
     return Local(tuple(inputs), (lead.shard,))
+
+
+def _grows(mine: Size, other: Size) -> bool:
+    return equal(mine, 1) and not equal(other, 1)
 
 
 def _same_batch(*xs: Operand) -> bool:
