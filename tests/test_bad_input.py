@@ -60,7 +60,7 @@ def another_order(rank: int, world: int) -> None:
     from dataclasses import replace
     from functools import partial
 
-    from ascend_sp.compiler import backend, pipeline
+    from ascend_sp.compiler import ladder, pipeline
     from ascend_sp.runtime.collectives import ALL_TO_ALL
 
     def swapped(gm: fx.GraphModule, ctx: Any) -> fx.GraphModule:
@@ -74,7 +74,7 @@ def another_order(rank: int, world: int) -> None:
         passes = list(pipeline.PASSES)
         order = passes[place].run
         passes[place] = replace(passes[place], run=swapped)
-        backend.compile_aten = partial(pipeline.compile_aten, passes=tuple(passes))
+        ladder.compile_aten = partial(pipeline.compile_aten, passes=tuple(passes))
     model_and()[1](torch.randn(1, 16, 12))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,13 +13,11 @@ import torch
 from torch import fx
 from torch.distributed.tensor import DTensor
 
-from ascend_sp.compiler import _pytorch, targets
+from ascend_sp.compiler import _pytorch, ladder
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump, collectives
-from ascend_sp.compiler.pipeline import capture_attention, compile_aten
-from ascend_sp.compiler.targets import Target
-from ascend_sp.passes.border import border
-from ascend_sp.passes.context import Note, PassContext
+from ascend_sp.compiler.diagnostics import Dump
+from ascend_sp.compiler.pipeline import capture_attention
+from ascend_sp.passes.context import PassContext
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
@@ -61,7 +58,7 @@ def ascend_sp(
     config = Config.load(options)
     _refuse_gradients(example_inputs)
     topology = resolve(
-        config.degree, config.mesh, _device_type(example_inputs), config.sequence_parallel
+        config.degree, config.mesh, _device_type(gm, example_inputs), config.sequence_parallel
     )
     parallel = encoder_is_running() or any(isinstance(x, DTensor) for x in example_inputs)
     start = time.perf_counter()
@@ -70,7 +67,7 @@ def ascend_sp(
 
     def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         # PyTorch may call this twice for one graph: all state of a compile is made here.
-        device = _device_type(inputs)
+        device = _device_type(aten, inputs)
         own = PassContext(
             topology,
             device=device,
@@ -100,55 +97,13 @@ def _compile(
         if config.check_ranks:
             with dump.timed("check_ranks"):
                 guards.agree(ctx.topology, _program(gm, config, ctx), config.check_timeout)
-        gm, ctx, target = _descend(gm, ctx, config, dump)
-        if config.check_ranks:
-            with dump.timed("check_ranks"):
-                facts = {"target": target.name, "collectives": _collectives(gm)}
-                guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
-        dump.finish(gm, ctx, config.described())
-        with dump.timed("lowering"):
-            lowered = target.lower(gm, border(ctx).real_inputs(inputs), static)
-            run = border(ctx).wrap(lowered)
+        run = ladder.lower(gm, inputs, static, ctx, config, dump)
         dump.finish_times()
     except Exception as e:
         if ctx.topology.size > 1:
             guards.announce_failure(ctx.topology, str(e))
         raise
     return guards.guarded(run, ctx.topology, f"graph {dump.number}")
-
-
-def _descend(
-    gm: fx.GraphModule, ctx: PassContext, config: Config, dump: Dump
-) -> tuple[fx.GraphModule, PassContext, Target]:
-    """Run the passes for the first target of the ladder that takes what comes out.
-
-    Every rank has the same program and the same versions, or `guards.agree` would have raised; so
-    all ranks choose alike.
-    """
-    rungs = targets.ladder(config.target, ctx.device)
-    given, refused = ctx, list[tuple[str, str]]()
-    for target in rungs:
-        if refused:
-            name, why = refused[-1]
-            warnings.warn(f"ascend_sp: {name} {why}. {target.name} takes over.", stacklevel=2)
-        ctx = replace(
-            given,
-            target=target.name,
-            converts=target.converts,
-            notes=[*given.notes, *(Note("target", name, "lowering", w, "") for name, w in refused)],
-            analysis=dict(given.analysis),
-        )
-        lacks = target.missing(ctx.ascend)
-        if lacks:
-            refused.append((target.name, f"is not used: {lacks}"))
-            continue
-        last = target is rungs[-1]
-        attempt = compile_aten(gm if last else _pytorch.copy_of(gm), ctx, config, dump)
-        reasons = target.refuses(attempt)
-        if last or not reasons:
-            break
-        refused.append((target.name, f"cannot take this graph: {'; '.join(reasons)}"))
-    return attempt, ctx, target
 
 
 def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) -> None:
@@ -198,14 +153,6 @@ def _program(gm: fx.GraphModule, config: Config, ctx: PassContext) -> dict[str, 
     }
 
 
-def _collectives(gm: fx.GraphModule) -> list[str]:
-    """What this rank does together with the others, in order."""
-    return [
-        f"{row['name']} of {row['numel']} {row['dtype']}, {row['origin']}"
-        for row in collectives(gm)
-    ]
-
-
 def _size(value: Any) -> str:
     """A size as text; a symbolic one with the value that it has in this call."""
     if isinstance(value, torch.SymInt):
@@ -218,9 +165,13 @@ def _names(gm: fx.GraphModule, indices: Sequence[int]) -> frozenset[str]:
     return frozenset(placeholders[i].name for i in indices)
 
 
-def _device_type(inputs: Sequence[Any]) -> str:
-    devices = [x.device.type for x in inputs if isinstance(x, torch.Tensor)]
-    return next((d for d in devices if d != "cpu"), "cpu")
+def _device_type(gm: fx.GraphModule, inputs: Sequence[Any]) -> str:
+    """Where `gm` runs: on the device of an input or, without one, of what it makes itself."""
+    made = (n.meta.get("val", n.meta.get("example_value")) for n in gm.graph.nodes)
+    for value in (*inputs, *made):
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            return value.device.type
+    return "cpu"
 
 
 def _refuse_gradients(inputs: Sequence[Any]) -> None:

@@ -23,6 +23,10 @@ class UnshardedError(AscendSPError):
     """Something could not be sharded and ``on_unsharded="error"`` was asked for."""
 
 
+class LoweringError(AscendSPError):
+    """A lowering target turned out not to take a graph."""
+
+
 class CollectiveError(AscendSPError):
     """A compiled graph failed while it ran on several ranks."""
 

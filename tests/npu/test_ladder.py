@@ -63,6 +63,12 @@ CASES = {
         [r"torchair cannot take.*amax.default has no GE converter \(at .*test_ladder.py:"],
         {"npugraph_ex"},
     ),
+    "a converter that raises": (
+        "torchair",
+        lambda y: y.nan_to_num(0.5),
+        ["torchair cannot take this graph: its conversion fails.*npugraph_ex takes over"],
+        {"npugraph_ex"},
+    ),
     "no kernel": (
         "npugraph_ex",
         torch.special.bessel_j0,
@@ -119,6 +125,20 @@ def test_ladder(case: str) -> None:
     for text, pattern in zip(said, messages, strict=True):
         assert re.search(pattern, text, re.S), text
     assert ran() == engines
+
+
+def test_a_graph_that_makes_its_tensors_itself_runs_where_they_are() -> None:
+    import cannsim
+
+    torch._dynamo.reset()
+    cannsim.trace.forget()
+
+    def make(n: int) -> Tensor:
+        return torch.arange(n, device="npu") * 2.0
+
+    compiled = torch.compile(make, backend="ascend_sp")
+    assert torch.equal(compiled(5).cpu(), make(5).cpu())
+    assert ran() == {"npugraph_ex"}
 
 
 def on_an_old_cann(rank: int, world: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import fx
 
 from ascend_sp.compiler import _pytorch
 from ascend_sp.runtime._pytorch import group_by_name, tag_of
+from ascend_sp.runtime.errors import LoweringError
 
 
 def npugraph_ex(
@@ -44,7 +45,10 @@ def torchair(
     config.experimental_config.frozen_parameter = True
     inputs = _marked(inputs, static_inputs)
     with _pytorch.own_tracing_context(inputs):
-        return torchair.get_compiler(config)(gm, list(inputs))
+        try:
+            return torchair.get_compiler(config)(gm, list(inputs))
+        except Exception as e:  # whatever a converter raises about its arguments
+            raise LoweringError(f"its conversion fails: {str(e).strip()[:400]}") from e
 
 
 def _marked(inputs: Sequence[Any], static_inputs: Sequence[int]) -> list[Any]:

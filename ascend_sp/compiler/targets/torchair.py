@@ -21,9 +21,6 @@ from ascend_sp.passes.context import source_line
 from ascend_sp.runtime import collectives
 from ascend_sp.runtime.npu import Ascend
 
-UNSAFE = torch.ops.aten._safe_softmax.default
-"""torchair converts it as a plain softmax, which makes NaN of a row of -inf, not zeros."""
-
 
 def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]) -> Runnable:
     """Convert the graph, and hand it to GE on the first call."""
@@ -42,10 +39,10 @@ def missing(ascend: Ascend) -> str | None:
 
 
 def converts(op: Any) -> bool:
-    """Whether torchair can write `op` into a GE graph, with the same meaning."""
+    """Whether torchair can write `op` into a GE graph."""
     if op is collectives.ALL_TO_ALL:
         return True
-    return op is not UNSAFE and _torch_npu.has_ge_converter(op)
+    return _torch_npu.has_ge_converter(op)
 
 
 def refuses(gm: fx.GraphModule) -> list[str]:

@@ -1,0 +1,100 @@
+"""From the captured graph to something that runs: passes and lowering, target by target.
+
+Each target of `targets.ladder` is tried in turn. One that this machine cannot use, or that cannot
+take the graph, says why; a warning passes that on, and the next one is tried on a fresh copy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from ascend_sp.compiler import _pytorch, targets
+from ascend_sp.compiler.config import Config
+from ascend_sp.compiler.diagnostics import Dump, collectives
+from ascend_sp.compiler.pipeline import compile_aten
+from ascend_sp.compiler.targets import Runnable, Target
+from ascend_sp.passes.border import border
+from ascend_sp.passes.context import Note, PassContext
+from ascend_sp.runtime import guards
+from ascend_sp.runtime.errors import LoweringError
+
+
+def lower(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    static_inputs: Sequence[int],
+    ctx: PassContext,
+    config: Config,
+    dump: Dump,
+) -> Runnable:
+    """Compile `gm` for this rank, by the first target that takes it.
+
+    All ranks try the same targets in the same order, since they have the same program and the same
+    versions; after each try they compare how it went, so that none goes on alone.
+
+    Raises:
+        RankMismatchError: the ranks do not come out with the same collectives.
+    """
+    rungs = targets.ladder(config.target, ctx.device)
+    refused: list[tuple[str, str]] = []
+    for target in rungs:
+        if refused:
+            name, why = refused[-1]
+            warnings.warn(f"ascend_sp: {name} {why}. {target.name} takes over.", stacklevel=2)
+        last = target is rungs[-1]
+        own = replace(
+            ctx,
+            target=target.name,
+            converts=target.converts,
+            notes=[*ctx.notes, *(Note("target", name, "lowering", w, "") for name, w in refused)],
+            analysis=dict(ctx.analysis),
+        )
+        lacks = target.missing(ctx.ascend)
+        if lacks:
+            refused.append((target.name, f"is not used: {lacks}"))
+            continue
+        attempt = compile_aten(gm if last else _pytorch.copy_of(gm), own, config, dump)
+        rows = _rows(attempt)
+        why = "" if last else "; ".join(target.refuses(attempt))
+        run: Runnable | None = None
+        if not why:
+            dump.finish(attempt, own, config.described())
+            with dump.timed("lowering"):
+                run, why = _lower(target, attempt, inputs, static_inputs, own, last)
+        if config.check_ranks:
+            with dump.timed("check_ranks"):
+                facts = {"target": target.name, "refused": why, "collectives": rows}
+                guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
+        if run is not None:
+            return run
+        refused.append((target.name, f"cannot take this graph: {why}"))
+    raise AssertionError("the last target takes every graph")
+
+
+def _rows(gm: fx.GraphModule) -> list[str]:
+    """What this rank does together with the others, in order."""
+    rows = collectives(gm)
+    return [f"{r['name']} of {r['numel']} {r['dtype']}, {r['origin']}" for r in rows]
+
+
+def _lower(
+    target: Target,
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    static_inputs: Sequence[int],
+    ctx: PassContext,
+    last: bool,
+) -> tuple[Runnable | None, str]:
+    """What runs, or why it could not be lowered."""
+    crossing = border(ctx)
+    try:
+        return crossing.wrap(target.lower(gm, crossing.real_inputs(inputs), static_inputs)), ""
+    except LoweringError as e:
+        if last:
+            raise
+        return None, str(e)
