@@ -261,3 +261,14 @@ def test_npugraph_ex_takes_element_counts_for_row_counts() -> None:
     """Whatever is imported first registers the kernel, so torchair must not be there."""
     found = simulated_npu.run(programs.all_to_all_of_rows, 1, method="spawn")
     assert all("Split sizes" in text for text in found), found
+
+
+def test_npugraph_ex_alone_overwrites_earlier_results() -> None:
+    """Why ascend_sp asks it for clones."""
+    import torch_npu.dynamo  # noqa: F401
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: x * 2, backend="npugraph_ex", dynamic=False)
+    first = compiled(torch.ones(3).to("npu"))
+    compiled(torch.zeros(3).to("npu"))
+    assert first.cpu().tolist() == [0, 0, 0]

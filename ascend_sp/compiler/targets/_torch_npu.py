@@ -29,7 +29,9 @@ def npugraph_ex(
     backend: Any = torch.npu.npugraph_ex  # type: ignore[attr-defined]
     inputs = _marked(inputs, static_inputs)
     with _pytorch.own_tracing_context(inputs):
-        return backend.compile_fx(gm, list(inputs), {})
+        # A replay writes to the memory of the one before; a caller may still hold that result
+        # (classifier-free guidance calls twice before it uses either).
+        return backend.compile_fx(gm, list(inputs), {"clone_output": True})
 
 
 def torchair(

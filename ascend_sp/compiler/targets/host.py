@@ -17,6 +17,7 @@ from torch import fx
 
 from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.targets.base import Runnable
+from ascend_sp.passes._pytorch import tree_leaves
 from ascend_sp.passes.emitter import Emitter
 from ascend_sp.runtime.npu import DEVICE
 
@@ -116,8 +117,9 @@ def _host_result(node: Any) -> bool:
 
 
 def _on_host(node: Any) -> bool:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return isinstance(value, torch.Tensor) and value.device.type == "cpu"
+    values = tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else []
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    return bool(tensors) and all(v.device.type == "cpu" for v in tensors)
 
 
 def stays_on_host(node: fx.Node) -> bool:
