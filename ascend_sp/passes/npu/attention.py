@@ -9,7 +9,6 @@ masked out altogether is only right with the kernel's correction for such rows (
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import fx
 
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.emitter import Emitter, as_shape_of
+from ascend_sp.passes.npu.attention_ops import OPS, UNLIMITED
 from ascend_sp.passes.npu.attention_table import CAUSAL_MASK, Form, Kernel, choose
 from ascend_sp.passes.sizes import equal
 from ascend_sp.runtime.npu import npu_op
@@ -82,9 +82,8 @@ def _emit(e: Emitter, kernel: Kernel, given: dict[str, Any]) -> fx.Node:
     elif given["is_causal"]:
         # Rows count from the top left, as in PyTorch: sparse_mode 2, not 3. All see the first key.
         mask, sparse = _triangle(e, q), 2
-    call = CALLS[kernel.op]
-    out = call(e, npu_op(kernel.op), (q, k, v), mask, heads, groups, scale, sparse, precise)
-    return e.permute(out, BSND)
+    what = {"heads": heads, "groups": groups, "scale": scale, "sparse": sparse, "precise": precise}
+    return e.permute(_call(e, kernel, (q, k, v), mask, **what), BSND)
 
 
 def _mask(e: Emitter, mask: fx.Node, shape: tuple[Any, Any, Any]) -> fx.Node:
@@ -106,56 +105,21 @@ def _triangle(e: Emitter, like: fx.Node) -> fx.Node:
     return e.call(aten.triu.default, ones, 1)
 
 
-def _v2(e: Emitter, op: Any, qkv: Any, mask: Any, n: Any, g: Any, scale: Any, *modes: int) -> Any:
-    sparse, precise = modes
-    both = e.call(
-        op,
-        *qkv,
-        atten_mask=mask,
-        num_query_heads=n,
-        num_key_value_heads=g,
-        softmax_scale=scale,
-        input_layout="BSND",
-        sparse_mode=sparse,
-        inner_precise=precise,
-    )
-    return e.call(operator.getitem, both, 0)
-
-
-def _v1(e: Emitter, op: Any, qkv: Any, mask: Any, n: Any, g: Any, scale: Any, *modes: int) -> Any:
-    sparse, precise = modes
-    both = e.call(
-        op,
-        *qkv,
-        atten_mask=mask,
-        num_heads=n,
-        num_key_value_heads=g,
-        scale=scale,
-        input_layout="BSND",
-        sparse_mode=sparse,
-        inner_precise=precise,
-    )
-    return e.call(operator.getitem, both, 0)
-
-
-def _prompt(
-    e: Emitter, op: Any, qkv: Any, mask: Any, n: Any, g: Any, scale: Any, sparse: int, _: int
-) -> Any:
-    return e.call(
-        op,
-        *qkv,
-        atten_mask=mask,
-        num_heads=n,
-        num_key_value_heads=g,
-        scale_value=scale,
-        next_tokens=2147483647,  # its default, 0, hides all keys behind the query
-        input_layout="BSND",
-        sparse_mode=sparse,
-    )
-
-
-CALLS: dict[str, Callable[..., fx.Node]] = {
-    "npu_fused_infer_attention_score_v2": _v2,
-    "npu_fused_infer_attention_score": _v1,
-    "npu_prompt_flash_attention": _prompt,
-}
+def _call(
+    e: Emitter, kernel: Kernel, qkv: tuple[fx.Node, ...], mask: fx.Node | None, **what: Any
+) -> fx.Node:
+    """The op of `kernel` on BSND operands; `what` by the names that `Names` has for it."""
+    names = OPS[kernel.op]
+    arguments = {
+        names.heads: what["heads"],
+        names.groups: what["groups"],
+        names.scale: what["scale"],
+        "sparse_mode": what["sparse"],
+    }
+    if kernel.empty_rows:
+        arguments["inner_precise"] = what["precise"]
+    else:
+        arguments[names.after] = UNLIMITED  # its default, 0, hides all keys behind the query
+    op = npu_op(kernel.op)
+    out = e.call(op, *qkv, atten_mask=mask, input_layout="BSND", **arguments)
+    return e.call(operator.getitem, out, 0) if names.tuple_result else out

@@ -8,7 +8,6 @@ One that is not stays as it is, runs on whole tensors, and is reported.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,43 +15,13 @@ from torch import fx
 
 from ascend_sp.passes._pytorch import tree_leaves
 from ascend_sp.passes.context import PassContext, constant, source_line
+from ascend_sp.passes.npu.attention_ops import OPS, UNLIMITED, Names
 from ascend_sp.runtime.errors import AscendSPError
 from ascend_sp.runtime.npu import npu_op
 from ascend_sp.runtime.ops import attention as attention_op
 
 LAYOUTS = ("BSND", "BNSD", "BSH", "SBH")
 
-
-@dataclass(frozen=True)
-class _Names:
-    """What one op calls the things that all of them have."""
-
-    heads: str
-    scale: str
-    before: str
-    after: str
-    groups: str = ""
-    """Number of heads of keys; empty where the shapes say it."""
-    tuple_result: bool = True
-
-
-OPS = {
-    "npu_fusion_attention": _Names("head_num", "scale", "pre_tockens", "next_tockens"),
-    "npu_fusion_attention_v2": _Names("head_num", "scale", "pre_tokens", "next_tokens"),
-    "npu_fusion_attention_v3": _Names("head_num", "scale", "pre_tockens", "next_tockens"),
-    "npu_prompt_flash_attention": _Names(
-        "num_heads", "scale_value", "pre_tokens", "next_tokens", "num_key_value_heads", False
-    ),
-    "npu_fused_infer_attention_score": _Names(
-        "num_heads", "scale", "pre_tokens", "next_tokens", "num_key_value_heads"
-    ),
-    "npu_fused_infer_attention_score_v2": _Names(
-        "num_query_heads", "softmax_scale", "pre_tokens", "next_tokens", "num_key_value_heads"
-    ),
-}
-
-UNLIMITED = 2147483647
-"""Default of most windows: no limit, whatever the lengths are."""
 
 IRRELEVANT = frozenset({"sync", "gen_mask_parallel", "inner_precise", "softmax_layout"})
 """Arguments that change how the op runs, not what it computes."""
@@ -75,7 +44,7 @@ def capture_npu_attention(graph: fx.Graph, ctx: PassContext) -> None:
                     ctx.note("unsharded", node, f"attention not captured: {why}")
 
 
-def _capture(graph: fx.Graph, node: fx.Node, op: Any, names: _Names) -> str | None:
+def _capture(graph: fx.Graph, node: fx.Node, op: Any, names: Names) -> str | None:
     """Replace one call; the reason if PyTorch's attention cannot say it."""
     given: dict[str, Any] = {}
     for i, a in enumerate(op._schema.arguments):
@@ -103,7 +72,7 @@ def _capture(graph: fx.Graph, node: fx.Node, op: Any, names: _Names) -> str | No
     return None
 
 
-def _refusal(node: fx.Node, op: Any, names: _Names, given: dict[str, Any]) -> str | None:
+def _refusal(node: fx.Node, op: Any, names: Names, given: dict[str, Any]) -> str | None:
     understood = {
         *("query", "key", "value", "atten_mask", "input_layout", "keep_prob"),
         *(names.heads, names.scale, names.before, names.after, names.groups),
@@ -124,7 +93,7 @@ def _refusal(node: fx.Node, op: Any, names: _Names, given: dict[str, Any]) -> st
     return None if given["atten_mask"] is None else _refusal_of_mask(names, given)
 
 
-def _refusal_of_mask(names: _Names, given: dict[str, Any]) -> str | None:
+def _refusal_of_mask(names: Names, given: dict[str, Any]) -> str | None:
     """Why a mask means something else here. Without one, the ops ignore the window."""
     mask = _value(given["atten_mask"])
     if mask.dtype not in (torch.bool, torch.uint8, torch.int8):
@@ -147,7 +116,7 @@ def _is_first(user: fx.Node) -> bool:
     return user.target is operator.getitem and user.args[1:] == (0,)
 
 
-def _heads_of_keys(names: _Names, given: dict[str, Any]) -> Any:
+def _heads_of_keys(names: Names, given: dict[str, Any]) -> Any:
     heads, layout, key = given[names.heads], given["input_layout"], _shape(given["key"])
     if names.groups:
         return given[names.groups] or heads
@@ -156,7 +125,7 @@ def _heads_of_keys(names: _Names, given: dict[str, Any]) -> Any:
     return key[2] * heads // _shape(given["query"])[2]
 
 
-def _emit(graph: fx.Graph, node: fx.Node, names: _Names, given: dict[str, Any]) -> fx.Node:
+def _emit(graph: fx.Graph, node: fx.Node, names: Names, given: dict[str, Any]) -> fx.Node:
     meta = {k: v for k, v in node.meta.items() if k != "example_value"}
 
     def call(target: Any, *args: Any) -> fx.Node:
