@@ -20,6 +20,7 @@ from torch import fx
 from ascend_sp.compiler import _pytorch
 from ascend_sp.runtime._pytorch import group_by_name, tag_of
 from ascend_sp.runtime.errors import LoweringError
+from ascend_sp.runtime.npu import DEVICE
 
 
 def npugraph_ex(
@@ -51,6 +52,16 @@ def torchair(
             return torchair.get_compiler(config)(gm, list(inputs))
         except Exception as e:  # whatever a converter raises about its arguments
             raise LoweringError(f"its conversion fails: {str(e).strip()[:400]}") from e
+
+
+def make_communicator(group_name: str) -> None:
+    """Have HCCL's communicator of a group made now; all its ranks call this.
+
+    HCCL makes it at a group's first collective, and for that the ranks meet on the host, which a
+    capture does not allow.
+    """
+    backend: Any = group_by_name(group_name)._get_backend(torch.device(DEVICE))
+    backend.get_hccl_comm_name(dist.get_rank(), init_comm=True)
 
 
 def _marked(inputs: Sequence[Any], static_inputs: Sequence[int]) -> list[Any]:

@@ -17,6 +17,7 @@ from ascend_sp.compiler.targets import _torch_npu
 from ascend_sp.compiler.targets.base import Runnable, Target
 from ascend_sp.compiler.targets.host import split_host, stays_on_host
 from ascend_sp.passes._pytorch import OpOverload, free_unbacked_symbols, has_kernel, tree_leaves
+from ascend_sp.runtime.collectives import STARTS
 from ascend_sp.runtime.npu import DEVICE, Ascend
 
 OLDEST_CANN = "8.5.0"
@@ -27,6 +28,9 @@ SIZED = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]) -> Runnable:
     """Hand the graph to npugraph_ex, with parameters marked as never moving."""
+    groups = {n.args[-1] for n in gm.graph.nodes if n.target in STARTS}
+    for name in sorted(map(str, groups)):
+        _torch_npu.make_communicator(name)
     parts = split_host(gm, inputs)
     return parts.run_with(
         _torch_npu.npugraph_ex(parts.device, parts.inputs, parts.static(static_inputs))
