@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,14 +35,16 @@ def sink_waits(gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
-def side_stream(gm: fx.GraphModule, ops: Any) -> None:
-    """The documented way: a scope with a stream of its own; record and wait on both sides."""
+def side_stream(gm: fx.GraphModule, ops: Any, ready: bool = True) -> None:
+    """A scope with a stream of its own: as documented, with record and wait behind it, or both
+    behind and before it (`ready`)."""
     (start,), last = _find(gm, "all_to_all"), _find(gm, "matmul")[-1]
     graph = gm.graph
     with graph.inserting_before(start):
-        ready = graph.call_function(ops.record.default, ())
+        before = graph.call_function(ops.record.default, ()) if ready else None
         graph.call_function(ops.scope_enter.default, (["_user_stream_label"], ["comm"]))
-        graph.call_function(ops.wait.default, ([ready],))
+        if before is not None:
+            graph.call_function(ops.wait.default, ([before],))
     with graph.inserting_after(start):
         done = graph.call_function(ops.record.default, ())
     with graph.inserting_after(done):
@@ -48,6 +52,61 @@ def side_stream(gm: fx.GraphModule, ops: Any) -> None:
     with graph.inserting_before(last):
         graph.call_function(ops.wait.default, ([done],))
     gm.recompile()
+
+
+def tagged_events(gm: fx.GraphModule, ops: Any) -> None:
+    """The same scope, with events that have names, which npugraph_ex makes by a private call."""
+    from npugraph_ex._acl_concrete_graph.graph_pass import _create_event_by_name
+
+    (start,), last = _find(gm, "all_to_all"), _find(gm, "matmul")[-1]
+    graph = gm.graph
+    ready, done = (f"{word} {id(gm)}" for word in ("ready", "done"))
+    for name in (ready, done):
+        _create_event_by_name(name)
+    with graph.inserting_before(start):
+        graph.call_function(ops.tagged_event_record.default, (ready, True))
+        graph.call_function(ops.scope_enter.default, (["_user_stream_label"], ["comm"]))
+        graph.call_function(ops.tagged_event_wait.default, (ready, True))
+    with graph.inserting_after(start):
+        recorded = graph.call_function(ops.tagged_event_record.default, (done, True))
+    with graph.inserting_after(recorded):
+        graph.call_function(ops.scope_exit.default, ())
+    with graph.inserting_before(last):
+        graph.call_function(ops.tagged_event_wait.default, (done, True))
+    gm.recompile()
+
+
+def _npugraph_ex() -> Any:
+    return torch.ops.npugraph_ex
+
+
+def _scope_and_sink(gm: fx.GraphModule) -> None:
+    side_stream(gm, _npugraph_ex(), ready=False)
+    sink_waits(gm)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to write it."""
+
+    rewrite: Callable[[fx.GraphModule], None] = lambda gm: None
+    decomposed: bool = True
+    """Whether the functional all-to-all becomes npugraph_ex's own, which waits at once."""
+    torchair: bool = False
+    """Compiled by torchair in its npugraph_ex mode."""
+
+
+VARIANTS = {
+    "as traced": Variant(),
+    "undecomposed": Variant(decomposed=False),
+    "sunk wait": Variant(sink_waits, decomposed=False),
+    "scope as documented": Variant(lambda gm: side_stream(gm, _npugraph_ex(), ready=False)),
+    "undecomposed scope, sunk wait": Variant(_scope_and_sink, decomposed=False),
+    "npugraph_ex scope": Variant(lambda gm: side_stream(gm, _npugraph_ex())),
+    "tagged events": Variant(lambda gm: tagged_events(gm, _npugraph_ex())),
+    "air scope": Variant(lambda gm: side_stream(gm, torch.ops.air), torchair=True),
+    "torchair, sunk wait": Variant(sink_waits, decomposed=False, torchair=True),
+}
 
 
 def captured(variant: str, rank: int) -> dict[str, Any]:
@@ -59,22 +118,20 @@ def captured(variant: str, rank: int) -> dict[str, Any]:
     torch.manual_seed(rank)
     x, wk, wq = (torch.randn(n, 6).to("npu") for n in (8, 6, 6))
 
+    how = VARIANTS[variant]
+
     def compile_graph(gm: fx.GraphModule, inputs: Any) -> Any:
-        if variant == "sunk wait":
-            sink_waits(gm)
-        elif variant == "npugraph_ex scope":
-            side_stream(gm, torch.ops.npugraph_ex)
-        elif variant == "air scope":
+        how.rewrite(gm)
+        if how.torchair:
             import torchair
             from torchair.configs.compiler_config import CompilerConfig
 
-            side_stream(gm, torch.ops.air)
             config = CompilerConfig()
             config.mode = "npugraph_ex"
             return torchair.get_compiler(config)(gm, inputs)
         return torch.npu.npugraph_ex.compile_fx(gm, inputs, {})
 
-    decompositions = {} if variant == "sunk wait" else get_npu_default_decompositions()
+    decompositions = get_npu_default_decompositions() if how.decomposed else {}
 
     def backend(gm: fx.GraphModule, inputs: Any) -> Any:
         return aot_module_simplified(

@@ -136,8 +136,9 @@ def test_an_event_orders_only_what_was_recorded_before_it() -> None:
 
 
 def _variants(rank: int, world: int) -> dict[str, Any]:
-    names = ("as traced", "sunk wait", "npugraph_ex scope", "air scope")
-    return {name: programs.captured(name, rank) for name in names}
+    import torchair  # noqa: F401  (registers the ops of torchair's own variants)
+
+    return {name: programs.captured(name, rank) for name in programs.VARIANTS}
 
 
 @pytest.fixture(scope="module")
@@ -149,33 +150,45 @@ def test_collectives_replay_right(variants: dict[str, Any]) -> None:
     assert all(all(v["right"]) for v in variants.values())
 
 
+@pytest.mark.parametrize("name", ["sunk wait", "torchair, sunk wait"])
 def test_an_undecomposed_collective_with_a_late_wait_overlaps_and_is_ordered(
-    variants: dict[str, Any],
+    variants: dict[str, Any], name: str
 ) -> None:
-    found = variants["sunk wait"]
+    found = variants[name]
     assert found["overlaps"] and found["K first"] and found["arrives"]
     assert found["races"] == []
 
 
-def test_a_collective_as_traced_is_ordered_and_does_not_overlap(variants: dict[str, Any]) -> None:
-    found = variants["as traced"]
+@pytest.mark.parametrize("name", ["as traced", "undecomposed"])
+def test_a_collective_as_traced_is_ordered_and_does_not_overlap(
+    variants: dict[str, Any], name: str
+) -> None:
+    found = variants[name]
     assert not found["overlaps"] and found["K first"] and found["arrives"]
     assert found["races"] == []
 
 
-def test_record_and_wait_of_npugraph_ex_are_dropped(variants: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["scope as documented", "npugraph_ex scope"])
+def test_record_and_wait_of_npugraph_ex_are_dropped(variants: dict[str, Any], name: str) -> None:
     """The wheel looks for air.record and air.wait only; the documented way races."""
-    found = variants["npugraph_ex scope"]
+    found = variants[name]
     assert found["overlaps"] and not found["K first"] and not found["arrives"]
     assert (("aten::matmul", "hccl.alltoallv"), "write/read") in found["races"]
     assert (("hccl.alltoallv", "aten::matmul"), "write/read") in found["races"]
 
 
-def test_record_and_wait_of_torchair_order_data_but_not_the_reuse_of_memory(
-    variants: dict[str, Any],
+def test_a_late_wait_does_not_help_what_a_scope_starts_too_early(variants: dict[str, Any]) -> None:
+    found = variants["undecomposed scope, sunk wait"]
+    assert found["overlaps"] and not found["K first"] and found["arrives"]
+    assert (("aten::matmul", "hccl.alltoallv"), "write/read") in found["races"]
+
+
+@pytest.mark.parametrize("name", ["tagged events", "air scope"])
+def test_events_of_a_scope_order_data_but_not_the_reuse_of_memory(
+    variants: dict[str, Any], name: str
 ) -> None:
     """K's buffer is free for the main stream as soon as the all-to-all is launched."""
-    found = variants["air scope"]
+    found = variants[name]
     assert found["overlaps"] and found["K first"] and found["arrives"]
     assert found["races"]
     assert {what for _, what in found["races"]} == {"read/write"}
