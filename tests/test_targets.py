@@ -55,5 +55,14 @@ def test_npugraph_ex_needs_a_cann_that_has_it(cann: str, fits: bool) -> None:
     assert fits or (why and "8.5.0" in why and cann in why)
 
 
+def test_versions_of_cann_are_compared_as_ascend_means_them() -> None:
+    order = ["8.1.RC1", "8.2.RC1.alpha003", "8.2.RC1", "8.2.RC2", "8.5.0.alpha001", "8.5.0"]
+    order += ["8.5.1", "9.0.0.B120", "9.1.0", "10.0.RC1"]
+    for i, have in enumerate(order):
+        for j, want in enumerate(order):
+            assert Ascend(cann=have).has_cann(want) == (i >= j), (have, want)
+    assert not any(Ascend(cann=c).has_cann("8.0.RC1") for c in ("", "unknown"))
+
+
 def test_an_unknown_cann_is_an_old_one() -> None:
     assert "unknown version" in (NPUGRAPH_EX.missing(Ascend()) or "")

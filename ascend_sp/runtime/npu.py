@@ -5,12 +5,12 @@ ascend_sp never imports torch_npu by itself: it is there if the user's tensors a
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.torch_version import TorchVersion
 
 DEVICE = "npu"
 
@@ -28,7 +28,26 @@ class Ascend:
 
     def has_cann(self, at_least: str) -> bool:
         """Whether CANN is `at_least` this version."""
-        return bool(self.cann) and TorchVersion(self.cann) >= at_least
+        have, want = _order(self.cann), _order(at_least)
+        return have is not None and want is not None and have >= want
+
+
+def _order(version: str) -> tuple[int, int, int, int, int] | None:
+    """Something to compare versions of CANN by: ``8.5.0.alpha3 < 8.5.RC1 < 8.5.0``.
+
+    They are not Python's (``8.3.RC1.alpha003``, ``9.0.0.B120``), so its parsers refuse some.
+    """
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    if found is None:
+        return None
+    stage, number = 2, 0
+    for rank, word in enumerate(("alpha", "RC")):
+        early = re.search(rf"{word}(\d+)", version, re.IGNORECASE)
+        if early is not None:
+            stage, number = rank, int(early[1])
+            break
+    major, minor, patch = (int(n or 0) for n in found.groups())
+    return major, minor, patch, stage, number
 
 
 def ascend() -> Ascend:
@@ -39,7 +58,8 @@ def ascend() -> Ascend:
     return Ascend(
         torch_npu=str(torch_npu.__version__),
         cann=str(torch_npu.npu.utils.get_cann_version() or ""),
-        soc=str(torch_npu.npu.get_device_name(0)),
+        # Asking about another device than this process's would take memory there.
+        soc=str(torch_npu.npu.get_device_name(torch_npu.npu.current_device())),
     )
 
 
