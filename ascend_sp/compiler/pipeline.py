@@ -48,7 +48,7 @@ def _npu_graph(ctx: PassContext) -> bool:
 
 
 def _ge_graph(ctx: PassContext) -> bool:
-    return ctx.npu_graph and ctx.target == "torchair"
+    return ctx.target == "torchair"
 
 
 def _no_complex(ctx: PassContext) -> bool:

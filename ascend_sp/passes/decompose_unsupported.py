@@ -13,6 +13,7 @@ from torch import fx
 from ascend_sp.passes._pytorch import OpOverload, decompositions, trace
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.emitter import Emitter, as_shape_of
+from ascend_sp.passes.sizes import product
 
 aten = torch.ops.aten
 
@@ -75,15 +76,6 @@ def decomposed(e: Emitter, node: fx.Node, ctx: PassContext) -> fx.Node | None:
 def _repeat_interleave(
     e: Emitter, x: Any, times: Any, dim: Any = None, output_size: Any = None
 ) -> fx.Node:
-    """Each row `times` times in a row: a new dim behind it, expanded, then merged."""
-    shape = list(as_shape_of(x))
     if dim is None:
-        size: Any = 1
-        for n in shape:
-            size = size * n
-        x, dim, shape = e.call(aten.reshape.default, x, [size]), 0, [size]
-    dim %= len(shape)
-    grown = e.call(aten.unsqueeze.default, x, dim + 1)
-    grown = e.call(aten.expand.default, grown, [*shape[: dim + 1], times, *shape[dim + 1 :]])
-    shape[dim] = shape[dim] * times
-    return e.view(grown, shape)
+        x, dim = e.call(aten.reshape.default, x, [product(as_shape_of(x))]), 0
+    return e.repeat_each(x, times, dim % len(as_shape_of(x)))

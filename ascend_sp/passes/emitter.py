@@ -167,6 +167,14 @@ class Emitter:
         """`xs` one behind the other along `dim`."""
         return xs[0] if len(xs) == 1 else self.call(aten.cat.default, list(xs), dim)
 
+    def repeat_each(self, x: fx.Node, times: Size, dim: int) -> fx.Node:
+        """Each row of `x` along `dim` `times` times in a row: ``torch.repeat_interleave``."""
+        shape = list(as_shape_of(x))
+        grown = self.call(aten.unsqueeze.default, x, dim + 1)
+        grown = self.call(aten.expand.default, grown, [*shape[: dim + 1], times, *shape[dim + 1 :]])
+        shape[dim] = shape[dim] * times
+        return self.call(aten.reshape.default, grown, shape)
+
     def argument(self, value: Any) -> Any:
         """`value` as an argument of a node: symbolic sizes become nodes that compute them."""
         if isinstance(value, py_sym_types):

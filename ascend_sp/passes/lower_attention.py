@@ -114,8 +114,7 @@ def _math(
 
 def _each_group(e: Emitter, x: fx.Node, q: fx.Node) -> fx.Node:
     """``[.., G, T, D] -> [.., H, T, D]``: heads of keys once for each query head they serve."""
-    *lead, g, t, d = as_shape_of(x)
-    heads = as_shape_of(q)[-3]
-    grown = e.call(aten.unsqueeze.default, x, -3)
-    grown = e.call(aten.expand.default, grown, [*lead, g, divide(heads, g), t, d])
-    return e.call(aten.reshape.default, grown, [*lead, heads, t, d])
+    heads = len(as_shape_of(x)) - 3
+    times = divide(as_shape_of(q)[-3], as_shape_of(x)[heads])
+    assert times is not None  # PyTorch checks it when the model is traced
+    return e.repeat_each(x, times, heads)

@@ -84,14 +84,12 @@ class Expansion:
 
     def _repeat_heads(self, x: fx.Node, heads: Size) -> fx.Node:
         """``[B, G, c, D] -> [B, H, c, D]``: each head of keys once for each of its query heads."""
-        b, g, c, d = as_shape_of(x)
-        times = divide(heads, g)
+        times = divide(heads, as_shape_of(x)[1])
+        assert times is not None  # PyTorch checks it when the model is traced
         if times == 1:
             return x
         with self.e.at(_next(x), origin=self.node):
-            grown = self.e.call(aten.unsqueeze.default, x, 2)
-            grown = self.e.call(aten.expand.default, grown, [b, g, times, c, d])
-            return self.e.call(aten.reshape.default, grown, [b, heads, c, d])
+            return self.e.repeat_each(x, times, 1)
 
     def _start(self, x: fx.Node) -> fx.Node:
         """``[B, H, c, D]``: pack by destination and send, as soon as `x` exists."""

@@ -19,7 +19,6 @@ from ascend_sp.compiler.targets.host import split_host, stays_on_host
 from ascend_sp.passes._pytorch import tree_leaves
 from ascend_sp.passes.context import source_line
 from ascend_sp.runtime import collectives
-from ascend_sp.runtime.npu import Ascend
 
 
 def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]) -> Runnable:
@@ -31,11 +30,6 @@ def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int
     return parts.run_with(
         _torch_npu.torchair(parts.device, parts.inputs, parts.static(static_inputs))
     )
-
-
-def missing(ascend: Ascend) -> str | None:
-    """Nothing: torchair comes with torch_npu, and GE with CANN."""
-    return None
 
 
 def converts(op: Any) -> bool:
@@ -60,4 +54,4 @@ def refuses(gm: fx.GraphModule) -> list[str]:
     return [text + (f" (at {where})" if where else "") for text, where in found.items()]
 
 
-TORCHAIR = Target("torchair", lower, converts, missing, refuses)
+TORCHAIR = Target("torchair", lower, converts, refuses=refuses)
