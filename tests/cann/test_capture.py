@@ -44,6 +44,21 @@ def test_capturing_changes_nothing() -> None:
     assert counter.item() == 2
 
 
+def test_a_graph_may_be_destroyed_while_another_is_captured() -> None:
+    """Python's garbage collector does that at any time; all graphs must have ids of their own."""
+    x = torch.ones(4).to("npu")
+    earlier = [_graph(lambda: x + 1)[0]]
+    out = torch.zeros(4).to("npu")
+
+    def body() -> None:
+        earlier.clear()
+        out.copy_(x * 2)
+
+    graph, _ = _graph(body)
+    graph.replay()
+    assert out.cpu().tolist() == [2.0] * 4
+
+
 @pytest.mark.parametrize(
     ("what", "named"),
     [

@@ -44,6 +44,13 @@ aclError aclmdlRICaptureGetInfo(void *stream, int *status, void **graph) {
   return CANNSIM_OK;
 }
 
+/* torch_npu tells captures apart by this: a graph that is destroyed while another is captured must
+ * not be taken for that one. */
+aclError aclmdlRIGetId(void *graph, uint32_t *id) {
+  *id = (uint32_t)cannsim_id(graph);
+  return CANNSIM_OK;
+}
+
 aclError aclmdlRIExecuteAsync(void *graph, void *stream) {
   return hook ? hook(EXECUTE, cannsim_id(graph), cannsim_id(stream)) : CANNSIM_OK;
 }
