@@ -23,6 +23,7 @@ from ascend_sp.passes.context import PassContext
 from ascend_sp.runtime.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, WAIT
 from ascend_sp.runtime.topology import Topology
 
+SEPARATE = Config(strategy="separate")
 Break = Callable[[int, Sequence[Tensor]], Tensor]
 
 
@@ -130,12 +131,16 @@ def compile_rank(
     config: Config | None = None,
     passes: tuple[Pass, ...] = PASSES,
 ) -> tuple[fx.GraphModule, PassContext]:
-    """The program of one rank."""
-    config = config or Config()
+    """The program of one rank; unless `config` says otherwise, four all-to-alls an attention."""
+    config = config or SEPARATE
     ctx = PassContext(
         Topology(rank, size, "simulated", tuple(range(size))),
         attention=config.attention,
         on_unsharded=config.on_unsharded,
+        overlap=config.async_,
+        strategy=config.strategy,
+        memory_budget=config.memory_budget,
+        cost_model=config.cost_model,
     )
     return compile_aten(captured.copy(), ctx, config, passes=passes), ctx
 
@@ -178,7 +183,7 @@ def simulate(
     Every rank runs its own program, but the checks after each pass, which take most of the time,
     are made on the first and the last only: what differs in between are offsets.
     """
-    config = config or Config()
+    config = config or SEPARATE
     unchecked = replace(config, verify=False)
     compiled = [
         compile_rank(captured, r, size, config if r in (0, size - 1) else unchecked)

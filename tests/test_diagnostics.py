@@ -15,7 +15,7 @@ from toy import SelfAttention
 
 def dumped(rank: int, world: int, folder: str) -> None:
     model = flux(1, 1, 3)
-    options = {"target": "eager", "dump_dir": folder}
+    options = {"target": "eager", "dump_dir": folder, "strategy": "separate"}
     torch.compile(model, backend="ascend_sp", options=options)(**flux_inputs(1, 17, 7))
 
 
@@ -29,13 +29,15 @@ def test_dump(tmp_path: Path) -> None:
             "01_decompose_complex.py",
             "02_propagate_sharding.py",
             "03_materialise_sharding.py",
-            "04_ulysses.py",
-            "05_order_collectives.py",
-            "06_lower_attention.py",
+            "04_choose_strategy.py",
+            "05_ulysses.py",
+            "06_schedule_collectives.py",
+            "07_lower_attention.py",
             "collectives.json",
             "compile_time.json",
             "placements.txt",
             "summary.md",
+            "timeline.json",
         ]
         rows = json.loads((folder / "collectives.json").read_text())
         assert [r["op"] for r in rows] == ["all_to_all_single"] * 8 + ["all_gather_into_tensor"]
@@ -47,14 +49,18 @@ def test_dump(tmp_path: Path) -> None:
         assert f"rank {rank} of 2" in summary
         assert "8 all_to_all_single, 1 all_gather_into_tensor" in summary
         assert "## Attention (2)" in summary
-        assert "S(2: [7+17])" in summary
+        assert "| 2 | 7+17 | 3 | 16 | no | separate | 4 |" in summary
+        assert "is hidden behind compute" in summary
+        events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
+        sent = [e for e in events if e["ph"] == "X" and e["tid"] == 2 and e["pid"] == 2]
+        assert [e["name"] for e in sent] == [r["name"] for r in rows]
         assert {"ulysses", "verify", "lowering"} <= set(
             json.loads((folder / "compile_time.json").read_text())
         )
         placements = (folder / "placements.txt").read_text()
         assert "S(1: [17])" in placements
         assert "transformer_flux.py" in placements
-        compile((folder / "04_ulysses.py").read_text(), "graph", "exec")
+        compile((folder / "05_ulysses.py").read_text(), "graph", "exec")
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

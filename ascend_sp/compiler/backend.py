@@ -74,6 +74,10 @@ def ascend_sp(
             ascend=ascend() if device == DEVICE else Ascend(),
             attention=config.attention,
             on_unsharded=config.on_unsharded,
+            overlap=config.async_,
+            strategy=config.strategy,
+            memory_budget=config.memory_budget,
+            cost_model=config.cost_model,
             static_inputs=_names(aten, _pytorch.static_input_indices()),
             notes=list(captured.notes),
         )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
+from ascend_sp.passes.cost.device import DEVICES
+from ascend_sp.passes.overlap.strategies import parse
 from ascend_sp.runtime.errors import ConfigError
 
 PREFIX = "ASCEND_SP_"
@@ -54,6 +56,17 @@ def _names(value: Any) -> tuple[str, ...]:
     if not all(isinstance(v, str) for v in value):
         raise ValueError
     return tuple(value)
+
+
+def _strategy(value: Any) -> str:
+    parse(value)
+    return str(value)
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not 0 <= float(value) < float("inf"):
+        raise ValueError
+    return float(value)
 
 
 def _path(value: Any) -> str:
@@ -124,6 +137,30 @@ class Config:
     check_timeout: float = _option(
         300.0, _seconds, "seconds > 0", "How long check_ranks waits for the other ranks."
     )
+    async_: bool = _option(
+        True,
+        _flag,
+        "1/true/on or 0/false/off",
+        "Hide collectives behind compute; off leaves each operation where the program has it.",
+    )
+    strategy: str = _option(
+        "auto",
+        _strategy,
+        "auto, separate, packed, pipelined or pipelined:N (N >= 2 groups of heads)",
+        "How queries, keys and values travel; auto chooses for each attention by estimated cost.",
+    )
+    memory_budget: float = _option(
+        0.1,
+        _share,
+        "a share >= 0, e.g. 0.1",
+        "By how much hiding collectives may raise the estimated peak of intermediate results.",
+    )
+    cost_model: str = _option(
+        "auto",
+        str,
+        f"auto, {', '.join(DEVICES)}, or a file that ascend_sp.calibrate wrote",
+        "The device whose rates the estimates stand on; auto goes by the device that is there.",
+    )
 
     @classmethod
     def load(cls, options: Mapping[str, Any] | None = None) -> Config:
@@ -132,7 +169,7 @@ class Config:
         Raises:
             ConfigError: an unknown name, or a value that is not allowed.
         """
-        declared = {f.name: f for f in fields(cls)}
+        declared = {option_name(f): f for f in fields(cls)}
         given = dict(options or {})
         for name in given:
             if name not in declared:
@@ -149,14 +186,19 @@ class Config:
         for name, f in declared.items():
             variable = PREFIX + name.upper()
             if name in given:
-                values[name] = _parse(f, f"option {name!r}", given[name])
+                values[f.name] = _parse(f, f"option {name!r}", given[name])
             elif os.environ.get(variable, "") != "":
-                values[name] = _parse(f, variable, os.environ[variable])
+                values[f.name] = _parse(f, variable, os.environ[variable])
         return cls(**values)
 
     def described(self) -> dict[str, str]:
         """The values as text, for dumps and for comparing ranks."""
-        return {f.name: str(getattr(self, f.name)) for f in fields(self)}
+        return {option_name(f): str(getattr(self, f.name)) for f in fields(self)}
+
+
+def option_name(f: Field[Any]) -> str:
+    """What a user calls an option; words that Python keeps for itself end in ``_`` here only."""
+    return f.name.removesuffix("_")
 
 
 def _parse(f: Any, source: str, value: Any) -> Any:

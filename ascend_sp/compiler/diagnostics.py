@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
 from ascend_sp.compiler._pytorch import graph_breaks, trace_log, trace_structured
+from ascend_sp.compiler.report import Report, report, summary
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.passes.overlap.timeline import TIMELINES, chrome_trace
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
-from ascend_sp.runtime.collectives import STARTS
 
 _numbers = itertools.count()
 
@@ -36,6 +36,8 @@ class Dump:
     number: int = field(default_factory=lambda: next(_numbers))
     times: dict[str, float] = field(default_factory=dict)
     """Seconds spent in each pass and phase."""
+    report: Report | None = None
+    """The facts about the finished graph, once there is one to write."""
     _steps: int = 0
 
     @classmethod
@@ -70,19 +72,24 @@ class Dump:
         self._trace(f"ascend_sp_{step:02d}_{name}", body)
 
     def finish(self, gm: fx.GraphModule, ctx: PassContext, options: dict[str, str]) -> None:
-        """Write the placements, the collectives and the summary."""
+        """Write the placements, the collectives, the timeline and the summary."""
         if self.folder is None and not trace_enabled():
             return
+        self.report = report(gm, ctx, options, graph_breaks())
         self.write("placements.txt", placement_table(gm))
-        rows = collectives(gm)
-        self.write("collectives.json", json.dumps(rows, indent=1))
-        text = summary(ctx, rows, options)
+        self.write("collectives.json", json.dumps(self.report.collectives, indent=1))
+        if TIMELINES in ctx.analysis:
+            self.write("timeline.json", json.dumps(chrome_trace(ctx.analysis[TIMELINES])))
+        text = summary(self.report)
         self.write("summary.md", text)
         self._trace("ascend_sp_summary", text)
 
     def finish_times(self) -> None:
         """Write what took how long, once lowering is done."""
         self.write("compile_time.json", json.dumps(self.times, indent=1))
+        if self.report is not None:
+            self.report.seconds = self.times
+            self.write("summary.md", summary(self.report))
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, if there is a folder and it can be written."""
@@ -122,70 +129,3 @@ def placement_table(gm: fx.GraphModule) -> str:
             f"{node.name:40} {places:28} {sizes} {node.meta.get(ORIGIN, '')} {source_line(node)}"
         )
     return "\n".join(lines) + "\n"
-
-
-def collectives(gm: fx.GraphModule) -> list[dict[str, Any]]:
-    """Every collective in program order: op, elements and bytes that this rank sends."""
-    rows = []
-    for node in gm.graph.nodes:
-        if node.target not in STARTS:
-            continue
-        value = node.args[0].meta["val"]
-        numel = value.numel()
-        rows.append(
-            {
-                "name": node.name,
-                "op": node.target._opname,
-                "dtype": str(value.dtype),
-                "numel": int(numel) if isinstance(numel, int) else str(numel),
-                "bytes": (numel * value.element_size() if isinstance(numel, int) else "symbolic"),
-                "origin": node.meta.get(ORIGIN, ""),
-                "source": source_line(node),
-            }
-        )
-    return rows
-
-
-def summary(ctx: PassContext, rows: list[dict[str, Any]], options: dict[str, str]) -> str:
-    """The page to read first, as Markdown."""
-    t = ctx.topology
-    count = Counter(row["op"] for row in rows)
-    known = sum(row["bytes"] for row in rows if isinstance(row["bytes"], int))
-    lines = [
-        f"# ascend_sp: rank {t.rank} of {t.size}",
-        "",
-        f"Collectives: {', '.join(f'{n} {op}' for op, n in count.items()) or 'none'}; "
-        f"{known} bytes put in by this rank.",
-        f"Lowered by: {ctx.target}.",
-        "",
-    ]
-    for kind, title in (
-        ("target", "Targets that could not take the graph"),
-        ("attention", "Attention"),
-        ("unsharded", "Not sharded"),
-        ("gather", "Gathers"),
-        ("reshard", "Moved between splits"),
-        ("all_reduce", "Sums over ranks"),
-        ("complex", "Complex numbers left"),
-    ):
-        notes = [n for n in ctx.notes if n.kind == kind]
-        if notes:
-            lines += [f"## {title} ({len(notes)})", "", *(f"- {n}" for n in notes), ""]
-    breaks = graph_breaks()
-    if breaks:
-        lines += [f"## Graph breaks before this graph ({sum(breaks.values())})", ""]
-        lines += [
-            "The model's Python was cut here. What lies between two graphs is whole on all ranks.",
-            "",
-            *(f"- {n} x {_reason(why)}" for why, n in breaks.items()),
-            "",
-        ]
-    lines += ["## Options", "", *(f"- {k} = {v}" for k, v in options.items()), ""]
-    return "\n".join(lines)
-
-
-def _reason(text: str) -> str:
-    """Dynamo's explanation of a graph break on one line, without the advice."""
-    parts = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [p for p in parts if p.startswith(("Explanation:", "Developer debug context:"))]
-    return " ".join([parts[0] + ".", *told]) if parts else "unknown"

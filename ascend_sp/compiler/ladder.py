@@ -15,8 +15,9 @@ from torch import fx
 
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump, collectives
+from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.pipeline import compile_aten
+from ascend_sp.compiler.report import collectives
 from ascend_sp.compiler.targets import Runnable, Target
 from ascend_sp.passes.border import border
 from ascend_sp.passes.context import Note, PassContext

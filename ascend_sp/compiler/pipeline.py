@@ -13,6 +13,7 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.verify import verify
 from ascend_sp.passes.capture_attention import capture_attention
+from ascend_sp.passes.choose_strategy import choose_strategy
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.decompose_complex import decompose_complex
 from ascend_sp.passes.decompose_unsupported import decompose_unsupported
@@ -21,7 +22,7 @@ from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm
 from ascend_sp.passes.npu.respell import respell_for_ge
 from ascend_sp.passes.npu.rotary import fuse_rotary
-from ascend_sp.passes.order_collectives import order_collectives
+from ascend_sp.passes.schedule_collectives import schedule_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
 from ascend_sp.passes.ulysses import ulysses
@@ -90,12 +91,13 @@ PASSES: tuple[Pass, ...] = (
     Pass(propagate_sharding, _facts("aten"), _facts("planned"), _several_ranks),
     # From here on the graph is one rank's program.
     Pass(materialise_sharding, _facts("planned"), _facts("local"), _several_ranks),
+    Pass(choose_strategy, _facts("local"), when=_several_ranks, optional=True),
     Pass(ulysses, _facts("local"), _facts("attends whole sequences"), _several_ranks),
     # Ascend's fused ops, where they fit; before the order, which counts on what really runs.
     Pass(fuse_rms_norm, _facts("aten"), when=_npu, optional=True),
     Pass(fuse_rotary, _facts("aten"), when=_npu, optional=True),
     Pass(fuse_attention, _facts("aten"), when=_fused_attention, optional=True),
-    Pass(order_collectives, _facts("local"), when=_several_ranks, optional=True),
+    Pass(schedule_collectives, _facts("local"), when=_several_ranks, optional=True),
     Pass(lower_attention, _facts("aten"), _facts("lowerable")),
     Pass(respell_for_ge, _facts("lowerable"), when=_ge_graph),
     Pass(decompose_unsupported, _facts("lowerable"), when=_npu_graph),

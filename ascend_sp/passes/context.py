@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ascend_sp.passes.cost.device import find
+from ascend_sp.passes.cost.estimate import Estimator
 from ascend_sp.runtime.npu import DEVICE, Ascend
 from ascend_sp.runtime.topology import SINGLE, Topology
 
@@ -68,6 +70,14 @@ class PassContext:
     """Whether the target can take an op; None if it takes all."""
     attention: str = "auto"
     on_unsharded: str = "fallback"
+    overlap: bool = True
+    """Whether collectives are hidden behind compute."""
+    strategy: str = "auto"
+    """How attentions exchange rows for heads; see `overlap.strategies.parse`."""
+    memory_budget: float = 0.1
+    """Share by which an order may raise the peak of memory."""
+    cost_model: str = "auto"
+    """The device whose rates estimates are from; see `cost.device.find`."""
     static_inputs: frozenset[str] = frozenset()
     """Names of the placeholders that are parameters or buffers."""
     notes: list[Note] = field(default_factory=list)
@@ -78,6 +88,16 @@ class PassContext:
     def npu_graph(self) -> bool:
         """Whether the graph becomes one of Ascend's graphs, not calls of single ops."""
         return self.device == DEVICE and self.target in ("torchair", "npugraph_ex")
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the target merges ops into kernels of its own."""
+        return self.target == "inductor"
+
+    def estimator(self, *, fuses: bool | None = None) -> Estimator:
+        """Costs of the nodes of a graph, as the target runs them, or with or without fusing."""
+        device = find(self.cost_model, self.device, self.ascend.soc)
+        return Estimator(device, self.topology.size, self.fuses if fuses is None else fuses)
 
     def note(self, kind: str, node: fx.Node, text: str) -> None:
         """Put a line about `node` in the report."""

@@ -8,17 +8,23 @@ ranks (Ulysses Anything Attention), and are cut off before the attention. So are
 Between the all-to-alls rows may stand **rank by rank** (text 0, image 0, text 1, image 1, ...):
 attention does not care about the order of keys, and that order costs no copy. They are put **in
 global order** where something does care: a mask, causality, or padding in the middle.
+
+Queries, keys and values travel apart, so that each can leave while the next is projected
+(**separate**), or in one all-to-all (**packed**), or a group of heads after the other
+(**pipelined**): one group then travels while another attends. `overlap/choose.py` chooses.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import Emitter, as_shape_of
+from ascend_sp.passes.overlap.strategies import SEPARATE, STRATEGY, Strategy
 from ascend_sp.passes.sharding.layout import Sequence
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, INPUTS, PLACEMENTS
 from ascend_sp.passes.sharding.redistribute import by_rank, in_order
@@ -29,14 +35,50 @@ from ascend_sp.runtime.topology import Topology
 
 aten = torch.ops.aten
 
+EXCHANGES = "exchanges"
+"""Key of ``ctx.analysis``: a list of `Exchange`."""
+
 
 def ulysses(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Expand every `split_attention`."""
     emit = Emitter(gm, "ulysses")
     for node in gm.graph.find_nodes(op="call_function", target=split_attention):
         queries, keys, *_ = node.meta[INPUTS]
-        Expansion(emit, node, queries.seq, keys.seq, ctx.topology).run()
+        strategy = node.meta.get(STRATEGY, SEPARATE)
+        exchange = Exchange.of(node, queries.seq, keys.seq, strategy)
+        ctx.analysis.setdefault(EXCHANGES, []).append(exchange)
+        Expansion(emit, node, queries.seq, keys.seq, ctx.topology, strategy).run()
     return gm
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Facts of one attention whose rows and heads change hands."""
+
+    name: str
+    batch: str
+    heads: str
+    kv_heads: str
+    width: str
+    """Of one head."""
+    queries: str
+    """Lengths of the segments of the sequence."""
+    keys: str
+    mask: str
+    causal: bool
+    strategy: str
+    source: str
+
+    @staticmethod
+    def of(node: fx.Node, queries: Sequence, keys: Sequence, strategy: Strategy) -> Exchange:
+        """The facts of a `split_attention`."""
+        q, k, _, mask, causal, *_ = attention_arguments(node).values()
+        batch, heads, _, width = map(str, as_shape_of(q))
+        shape = str(list(as_shape_of(mask))) if mask is not None else "no"
+        return Exchange(
+            *(node.name, batch, heads, str(as_shape_of(k)[1]), width, str(queries), str(keys)),
+            *(shape, bool(causal), str(strategy), source_line(node)),
+        )
 
 
 @dataclass
@@ -48,34 +90,36 @@ class Expansion:
     queries: Sequence
     keys: Sequence
     topology: Topology
+    strategy: Strategy
 
     def run(self) -> None:
         """Replace the node."""
         e, p = self.e, self.topology.size
         q, k, v, mask, causal, scale, gqa = attention_arguments(self.node).values()
-        heads, *groups = (as_shape_of(x)[1] for x in (q, k, v))
+        heads, *shared_by = (as_shape_of(x)[1] for x in (q, k, v))
         # Grouped, or one head that is broadcast.
-        shared = not all(equal(n, heads) for n in groups)
-        if shared and any(divide(n, p) is None for n in (heads, *groups)):
+        shared = not all(equal(n, heads) for n in shared_by)
+        if shared and any(divide(n, p) is None for n in (heads, *shared_by)):
             k, v, gqa = self._repeat_heads(k, heads), self._repeat_heads(v, heads), False
-        started = [self._start(x) for x in (q, k, v)]
+        started = self._send((q, k, v))
 
         shape = as_shape_of(mask) if mask is not None else ()
         ordered_queries = causal or (len(shape) >= 2 and shape[-2] != 1)
         ordered_keys = causal or mask is not None
-        rows: list[fx.Node] = []
-        for x, flat in zip((q, k, v), started, strict=True):
-            with e.at(self.node):
-                if x is q:
-                    rows.append(self._receive(x, flat, self.queries, ordered_queries, False))
-                else:
-                    rows.append(self._receive(x, flat, self.keys, ordered_keys, True))
+        outs = []
         with e.at(self.node):
             if mask is not None:
                 mask = self._heads_of_mask(mask, heads)
-            out = e.call(attention, *rows, mask, causal, scale, gqa)
-            back = self._return(out, ordered_queries)
-            result = self._unpack(collectives.wait(e, back), out, heads)
+            for group in range(self.strategy.groups):
+                blocks = self._arrived((q, k, v), started[group], group)
+                rows = [
+                    self._rows(blocks[0], self.queries, ordered_queries, drop=False),
+                    *(self._rows(x, self.keys, ordered_keys, drop=True) for x in blocks[1:]),
+                ]
+                hides = self._of_group(mask, group) if mask is not None else None
+                outs.append(e.call(attention, *rows, hides, causal, scale, gqa))
+            backs = [self._return(out, ordered_queries) for out in outs]
+            result = self._unpack(backs, outs, heads)
             result = e.restride(result, self.node.meta["val"].stride())
         result.meta[PLACEMENTS] = self.node.meta[PLACEMENTS]
         result.meta[GLOBAL_SHAPES] = self.node.meta[GLOBAL_SHAPES]
@@ -91,31 +135,73 @@ class Expansion:
         with self.e.at(_next(x), origin=self.node):
             return self.e.repeat_each(x, times, 1)
 
-    def _start(self, x: fx.Node) -> fx.Node:
-        """``[B, H, c, D]``: pack by destination and send, as soon as `x` exists."""
-        e, p = self.e, self.topology.size
-        b, h, c, d = as_shape_of(x)
-        share = ceil_div(h, p)
-        with e.at(_next(x), origin=self.node):
-            rows = e.pad_end(e.permute(x, (0, 2, 1, 3)), 2, share * p - h)
-            blocks = e.permute(e.view(rows, (b, c, p, share, d)), (2, 0, 1, 3, 4))
-            return collectives.all_to_all(e, blocks, self.topology)
+    def _send(self, xs: tuple[fx.Node, ...]) -> list[list[fx.Node]]:
+        """Pack ``[B, H, c, D]`` by destination and send it; for each group of heads its starts."""
+        if self.strategy.kind == "packed":
+            with self.e.at(self.node):
+                return [[self._start(self.e.cat([self._by_owner(x) for x in xs], 3))]]
+        started: list[list[fx.Node]] = [[] for _ in range(self.strategy.groups)]
+        for x in xs:
+            with self.e.at(_next(x), origin=self.node):  # as soon as `x` exists
+                blocks = self._by_owner(x)
+                for group, starts in enumerate(started):
+                    starts.append(self._start(self._cut(blocks, 3, group)))
+        return started
 
-    def _receive(
-        self, x: fx.Node, started: fx.Node, seq: Sequence, ordered: bool, drop: bool
-    ) -> fx.Node:
-        """``[P, B, c, H/P, D]`` flat ``-> [B, H/P, S, D]``: all rows of this rank's heads."""
+    def _by_owner(self, x: fx.Node) -> fx.Node:
+        """``[B, H, c, D] -> [B, c, P, H/P, D]``, with heads of zeros if P does not divide them."""
         e, p = self.e, self.topology.size
         b, h, c, d = as_shape_of(x)
         share = ceil_div(h, p)
-        flat = collectives.wait(e, started)
-        by_row = e.permute(e.view(flat, (p, b, c, share, d)), (1, 0, 2, 3, 4))
+        rows = e.pad_end(e.permute(x, (0, 2, 1, 3)), 2, share * p - h)
+        return e.view(rows, (b, c, p, share, d))
+
+    def _start(self, blocks: fx.Node) -> fx.Node:
+        """Send ``[B, c, P, h, D]``, to each rank its heads."""
+        packed = self.e.permute(blocks, (2, 0, 1, 3, 4))
+        return collectives.all_to_all(self.e, packed, self.topology)
+
+    def _cut(self, x: fx.Node, dim: int, group: int) -> fx.Node:
+        """The heads of one group, of one rank's heads along `dim`."""
+        return self.e.narrow(x, dim, *self.strategy.heads(as_shape_of(x)[dim], group))
+
+    def _arrived(self, xs: tuple[fx.Node, ...], starts: list[fx.Node], group: int) -> list[fx.Node]:
+        """What the starts of one group yield, each ``[B, P, c, h, D]``."""
+        e, p = self.e, self.topology.size
+        shares = [ceil_div(as_shape_of(x)[1], p) for x in xs]
+        if self.strategy.kind == "packed":
+            blocks = self._blocks(starts[0], xs[0], sum(shares))
+            ends = list(itertools.accumulate(shares))
+            return [e.narrow(blocks, 3, n - own, n) for n, own in zip(ends, shares, strict=True)]
+        out = []
+        for x, start, share in zip(xs, starts, shares, strict=True):
+            first, last = self.strategy.heads(share, group)
+            out.append(self._blocks(start, x, last - first))
+        return out
+
+    def _blocks(self, start: fx.Node, x: fx.Node, heads: Size) -> fx.Node:
+        """The flat result of a start as ``[B, P, c, h, D]``, `x` being ``[B, H, c, D]``."""
+        e, p = self.e, self.topology.size
+        b, _, c, d = as_shape_of(x)
+        flat = collectives.wait(e, start)
+        return e.permute(e.view(flat, (p, b, c, heads, d)), (1, 0, 2, 3, 4))
+
+    def _rows(self, blocks: fx.Node, seq: Sequence, ordered: bool, *, drop: bool) -> fx.Node:
+        """``[B, P, c, h, D] -> [B, h, S, D]``: all rows of this rank's heads."""
+        e, p = self.e, self.topology.size
+        b, _, c, h, d = as_shape_of(blocks)
         kept = _rows_before_padding(seq, p) if drop else seq.local(p) * p
         if ordered or kept is None:
-            rows = in_order(e, by_row, 1, seq, p)
+            rows = in_order(e, blocks, 1, seq, p)
         else:
-            rows = e.narrow(e.view(by_row, (b, p * c, share, d)), 1, 0, kept)
+            rows = e.narrow(e.view(blocks, (b, p * c, h, d)), 1, 0, kept)
         return e.permute(rows, (0, 2, 1, 3))
+
+    def _of_group(self, mask: fx.Node, group: int) -> fx.Node:
+        """The part of this rank's mask that belongs to the heads of one group."""
+        shape = as_shape_of(mask)
+        dim = len(shape) - 3
+        return mask if dim < 0 or shape[dim] == 1 else self._cut(mask, dim, group)
 
     def _heads_of_mask(self, mask: fx.Node, heads: Size) -> fx.Node:
         """The part of a mask with a head dim that belongs to this rank's heads."""
@@ -131,22 +217,27 @@ class Expansion:
         return self.e.narrow(padded, dim, rank * share, (rank + 1) * share)
 
     def _return(self, out: fx.Node, ordered: bool) -> fx.Node:
-        """``[B, H/P, S, E]``: pack by the rank that owns the rows, and send."""
+        """``[B, h, S, E]``: pack by the rank that owns the rows, and send."""
         e, p = self.e, self.topology.size
-        b, share, _, d = as_shape_of(out)
+        b, h, _, d = as_shape_of(out)
         rows = e.permute(out, (0, 2, 1, 3))
         if ordered:
             blocks = by_rank(e, rows, 1, self.queries, p)
         else:
-            blocks = e.view(rows, (b, p, self.queries.local(p), share, d))
+            blocks = e.view(rows, (b, p, self.queries.local(p), h, d))
         return collectives.all_to_all(e, e.permute(blocks, (1, 0, 2, 3, 4)), self.topology)
 
-    def _unpack(self, flat: fx.Node, out: fx.Node, heads: Size) -> fx.Node:
-        """``[P, B, c, H/P, E]`` flat ``-> [B, H, c, E]``."""
+    def _unpack(self, backs: list[fx.Node], outs: list[fx.Node], heads: Size) -> fx.Node:
+        """What came back of each group, ``[P, B, c, h, E]`` flat, ``-> [B, H, c, E]``."""
         e, p = self.e, self.topology.size
-        b, share, _, d = as_shape_of(out)
         c = self.queries.local(p)
-        blocks = e.permute(e.view(flat, (p, b, c, share, d)), (1, 2, 0, 3, 4))
+        parts = []
+        for back, out in zip(backs, outs, strict=True):
+            b, h, _, d = as_shape_of(out)
+            flat = collectives.wait(e, back)
+            parts.append(e.permute(e.view(flat, (p, b, c, h, d)), (1, 2, 0, 3, 4)))
+        blocks = e.cat(parts, 3)
+        b, _, _, share, d = as_shape_of(blocks)
         rows = e.narrow(e.view(blocks, (b, c, p * share, d)), 2, 0, heads)
         return e.permute(rows, (0, 2, 1, 3))
 

@@ -70,7 +70,7 @@ def both() -> list[list[dict[str, Any]]]:
 
 
 def captured_both(rank: int, world: int) -> list[dict[str, Any]]:
-    return [captured(rank, world, skip) for skip in ("", "order_collectives")]
+    return [captured(rank, world, skip) for skip in ("", "schedule_collectives")]
 
 
 def test_every_consumer_waits_for_what_travels(both: list) -> None:

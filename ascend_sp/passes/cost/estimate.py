@@ -57,6 +57,7 @@ class Estimator:
     def __init__(self, device: DeviceModel, ranks: int, fuses: bool) -> None:
         self.device, self.ranks, self.fuses = device, ranks, fuses
         self._kernels: dict[fx.Node, list[fx.Node]] = {}
+        self._seconds: dict[fx.Node, float] = {}
 
     def seconds(self, node: fx.Node) -> float:
         """Time of a node that computes; 0.0 for views, waits, collectives and sizes.
@@ -64,9 +65,14 @@ class Estimator:
         With `fuses`, a node whose result is used within one kernel only costs nothing itself; the
         last node of that kernel bears its cost.
         """
-        if _is_free(node) or node.target in STARTS:
+        if node not in self._seconds:
+            self._seconds[node] = self._kernel_seconds(node)
+        return self._seconds[node]
+
+    def _kernel_seconds(self, node: fx.Node) -> float:
+        if is_free(node) or node.target in STARTS:
             return 0.0
-        kernel = self._kernel(node)
+        kernel = self.kernel(node)
         if not kernel:
             return 0.0
         d = self.device
@@ -77,7 +83,7 @@ class Estimator:
         """Time from the start of a collective to its end; 0.0 for every other node."""
         if node.target not in STARTS:
             return 0.0
-        size = sum(_bytes(v) for v in _tensors(node.args[0]))
+        size = sum(bytes_of(v) for v in tensors_of(node.args[0]))
         d = self.device
         time = {ALL_TO_ALL: d.all_to_all, ALL_GATHER: d.all_gather, ALL_REDUCE: d.all_reduce}
         return time[node.target](size, self.ranks)
@@ -105,7 +111,7 @@ class Estimator:
 
     def _compute(self, node: fx.Node) -> float:
         """Seconds of arithmetic."""
-        outputs = _tensors(node)
+        outputs = tensors_of(node)
         if not outputs:
             return 0.0
         flops = attention_flops(node)
@@ -118,7 +124,7 @@ class Estimator:
             return 0.0
         return _numel(outputs[0]) / self.device.transcendental
 
-    def _kernel(self, node: fx.Node) -> list[fx.Node]:
+    def kernel(self, node: fx.Node) -> list[fx.Node]:
         """The nodes of the kernel that `node` is the last of; none if it is not the last."""
         if not self.fuses:
             return [node]
@@ -138,13 +144,13 @@ def _fuse(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     kernels: dict[fx.Node, list[fx.Node]] = {}
     for node in reversed(graph.nodes):
         into = {last[user] for user in node.users}
-        own = not _is_free(node) and not (
+        own = not is_free(node) and not (
             len(into) == 1 and _is_fusible(node) and _is_fusible(next(iter(into)))
         )
         # A view is where its users are; if they are in several kernels, in none of them.
         last[node] = node if own or len(into) != 1 else next(iter(into))
         kernels.setdefault(node, [])
-        if not _is_free(node):
+        if not is_free(node):
             kernels.setdefault(last[node], []).append(node)
     return kernels
 
@@ -163,34 +169,34 @@ def _traffic(kernel: Sequence[fx.Node]) -> int:
     read: dict[fx.Node, dict[fx.Node, int]] = {}
     for node in kernel:
         for x in node.all_input_nodes:
-            base = _base(x)
+            base = owner_of(x)
             if base not in inside:
-                size = sum(_bytes(v) for v in _tensors(x))
+                size = sum(bytes_of(v) for v in tensors_of(x))
                 if _name(node) in LOOKUPS:
-                    size = min(size, sum(_bytes(v) for v in _tensors(node)))
+                    size = min(size, sum(bytes_of(v) for v in tensors_of(node)))
                 read.setdefault(base, {})[x] = size
-    total = sum(_bytes(v) for v in _tensors(kernel[0]))
+    total = sum(bytes_of(v) for v in tensors_of(kernel[0]))
     for base, views in read.items():
         # Two views of one tensor may be the same part of it.
-        total += min(sum(views.values()), sum(_bytes(v) for v in _tensors(base)))
+        total += min(sum(views.values()), sum(bytes_of(v) for v in tensors_of(base)))
     return total
 
 
-def _base(node: fx.Node) -> fx.Node:
+def owner_of(node: fx.Node) -> fx.Node:
     """The node whose memory `node` is a view of."""
-    while node.op == "call_function" and _is_free(node):
+    while node.op == "call_function" and is_free(node):
         if not isinstance(node.args[0], fx.Node):
             break
         node = node.args[0]
     return node
 
 
-def _is_free(node: fx.Node) -> bool:
+def is_free(node: fx.Node) -> bool:
     """Whether nothing runs on the device for `node`."""
     target: Any = node.target
     if node.op != "call_function" or target is operator.getitem or target is WAIT:
         return True
-    if not _tensors(node):
+    if not tensors_of(node):
         return True
     if not isinstance(target, OpOverload):
         return False
@@ -217,7 +223,7 @@ def attention_flops(node: fx.Node) -> float | None:
         return _npu_attention_flops(node)
     if name not in ("attention", "split_attention") and "scaled_dot_product" not in name:
         return None
-    q, k, v = (_shape(_argument(node, i).meta["val"]) for i in range(3))
+    q, k, v = (shape_of(_argument(node, i).meta["val"]) for i in range(3))
     *batch, heads, rows, dim = q
     keys, out_dim = k[-2], v[-1]
     causal = bool(_argument(node, "is_causal"))
@@ -233,7 +239,7 @@ def _attention_flops(
 
 def _npu_attention_flops(node: fx.Node) -> float:
     layout = str(_argument(node, "input_layout") or "BSH")
-    q, k, v = (_shape(_argument(node, i).meta["val"]) for i in range(3))
+    q, k, v = (shape_of(_argument(node, i).meta["val"]) for i in range(3))
     # Where the rows are: BSH, BSND, SBH, TND (all sequences as one: too much), else BNSD.
     at = 0 if layout[0] in "ST" else 1 if layout.startswith("BS") else 2
     return 2.0 * _product(q) * k[at] * (1 + v[-1] / k[-1])
@@ -244,21 +250,21 @@ def product_flops(node: fx.Node) -> float | None:
     target = node.target
     if not isinstance(target, OpOverload):
         return None
-    out = _tensors(node)
+    out = tensors_of(node)
     if target in LINEAR:
         x: Any = node.args[0]
-        return 2.0 * _numel(out[0]) * _shape(x.meta["val"])[-1]
+        return 2.0 * _numel(out[0]) * shape_of(x.meta["val"])[-1]
     formula = flop_registry.get(target.overloadpacket)
     if formula is None:
         return None
     # The formulas take shapes as well as tensors; plain numbers install no guards.
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _value(n.meta.get("val")))
-    return float(formula(*args, **kwargs, out_val=_shape(out[0])))
+    return float(formula(*args, **kwargs, out_val=shape_of(out[0])))
 
 
 def _value(val: Any) -> Any:
     if isinstance(val, torch.Tensor):
-        return _shape(val)
+        return shape_of(val)
     return _hint(val) if isinstance(val, torch.SymInt) else val
 
 
@@ -282,7 +288,7 @@ def _name(node: fx.Node) -> str:
     return schema.name.split("::")[-1] if schema is not None else ""
 
 
-def _tensors(node: Any) -> list[torch.Tensor]:
+def tensors_of(node: Any) -> list[torch.Tensor]:
     """The tensors that a node yields."""
     return list(_leaves(node.meta.get("val"))) if isinstance(node, fx.Node) else []
 
@@ -302,7 +308,8 @@ def _hint(size: Any) -> int:
     return int(size)
 
 
-def _shape(val: torch.Tensor) -> tuple[int, ...]:
+def shape_of(val: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a fake tensor as numbers, see `_hint`."""
     return tuple(_hint(n) for n in val.shape)
 
 
@@ -314,11 +321,11 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 def _numel(val: torch.Tensor) -> int:
-    return _product(_shape(val))
+    return _product(shape_of(val))
 
 
-def _bytes(val: torch.Tensor) -> int:
+def bytes_of(val: torch.Tensor) -> int:
     """Bytes of what `val` holds in memory; dims that were expanded hold nothing."""
-    sizes = zip(_shape(val), val.stride(), strict=True)
+    sizes = zip(shape_of(val), val.stride(), strict=True)
     held = _product([n for n, stride in sizes if _hint(stride) != 0])
     return held * val.element_size()

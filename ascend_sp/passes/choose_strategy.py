@@ -1,0 +1,207 @@
+"""Each attention gets the strategy that makes the estimated step shortest.
+
+Before anything is expanded, the graph becomes tasks once for each candidate, with what the strategy
+would add in the place of the attention: its packing, its transfers, its groups. The scheduler that
+will order the real program orders these, and what comes out is compared. Attentions of one shape
+that one call of the model's code makes (the blocks of a loop) are given one strategy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import fx
+
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.cost.estimate import Estimator, shape_of
+from ascend_sp.passes.overlap.scheduler import Task, schedule, simulate
+from ascend_sp.passes.overlap.strategies import (
+    MOST_GROUPS,
+    PACKED,
+    SEPARATE,
+    STRATEGY,
+    Strategy,
+    parse,
+    refusal,
+)
+from ascend_sp.passes.overlap.tasks import Behind, add_tasks, alike_on_all_ranks
+from ascend_sp.passes.sharding.materialise import INPUTS
+from ascend_sp.runtime.ops import attention_arguments, split_attention
+
+CHOICES = "strategies"
+"""Key of ``ctx.analysis``: a list of `Choice`."""
+WORTH = 0.002
+"""Share of a step that another strategy must save, by estimate, before it replaces `separate`."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for the attentions of one kind."""
+
+    nodes: tuple[str, ...]
+    strategy: Strategy
+    estimates: dict[str, float]
+    """Seconds of a step under each strategy, the other kinds of attention as chosen."""
+    refused: dict[str, str]
+    """Strategies that these cannot take, and why."""
+    forced: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self) | {
+            "n": len(self.nodes),
+            "strategy": str(self.strategy),
+            "text": str(self),
+        }
+
+    def __str__(self) -> str:
+        best = min(self.estimates.values(), default=0.0)
+        told = [f"{name} {t / best - 1:+.1%}" for name, t in self.estimates.items() if best]
+        told += [f"no {name}: {why}" for name, why in self.refused.items()]
+        how = "asked for" if self.forced else "chosen"
+        return f"{self.strategy} ({how}; estimated step: {', '.join(told)})"
+
+
+def choose_strategy(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    """Leave a `Strategy` on every `split_attention`, and what it was compared with."""
+    kinds: dict[object, list[fx.Node]] = {}
+    for node in gm.graph.find_nodes(op="call_function", target=split_attention):
+        shapes = tuple(shape_of(x.meta["val"]) for x in node.all_input_nodes)
+        kinds.setdefault((node.meta.get("stack_trace"), shapes), []).append(node)
+    asked = parse(ctx.strategy)
+    neutral = ctx.estimator(fuses=False)
+    chosen: dict[fx.Node, Strategy] = dict.fromkeys(
+        (n for nodes in kinds.values() for n in nodes), SEPARATE
+    )
+    choices = []
+    for nodes in kinds.values():
+        refused, candidates = _candidates(nodes[0], asked, ctx)
+        estimates = {}
+        for strategy in candidates:
+            trial = chosen | dict.fromkeys(nodes, strategy)
+            estimates[strategy] = _step(gm, ctx, neutral, trial)
+        best = candidates[-1] if asked else min(candidates, key=estimates.__getitem__)
+        if not asked and estimates[best] > estimates[SEPARATE] * (1 - WORTH):
+            best = SEPARATE
+        for node in nodes:
+            chosen[node] = node.meta[STRATEGY] = best
+        named = {str(s): t for s, t in estimates.items()}
+        names = tuple(n.name for n in nodes)
+        choices.append(Choice(names, best, named, refused, asked is not None))
+        for name in refused if asked else ():
+            ctx.note("strategy", nodes[0], f"not {name}, as asked: {refused[name]}")
+    ctx.analysis[CHOICES] = choices
+    return gm
+
+
+def _candidates(
+    node: fx.Node, asked: Strategy | None, ctx: PassContext
+) -> tuple[dict[str, str], list[Strategy]]:
+    """What `node` cannot take, with the reasons, and what it can."""
+    every = [PACKED, *(Strategy("pipelined", n) for n in range(2, MOST_GROUPS + 1))]
+    if asked is not None:
+        every = [asked] if asked != SEPARATE else []
+    elif not ctx.overlap:
+        every = []  # what is not hidden anyway gains nothing by being cut
+    queries, keys, *_ = node.meta[INPUTS]
+    refused, candidates = {}, [SEPARATE]
+    for strategy in every:
+        why = refusal(strategy, node, queries.seq, keys.seq, ctx.topology.size)
+        if why:
+            refused[str(strategy)] = why
+        else:
+            candidates.append(strategy)
+    return refused, candidates
+
+
+def _step(
+    gm: fx.GraphModule, ctx: PassContext, estimator: Estimator, chosen: dict[fx.Node, Strategy]
+) -> float:
+    """Estimated seconds of a step."""
+    tasks: list[Task] = []
+
+    def expand(node: fx.Node, behind: Behind) -> frozenset[int]:
+        return _Template(node, behind, estimator, ctx.topology.size, tasks).add(chosen[node])
+
+    add_tasks(
+        gm.graph.nodes,
+        lambda n: estimator.seconds(n) if alike_on_all_ranks(n) else 0.0,
+        estimator.transfer,
+        fuses=ctx.fuses,
+        tasks=tasks,
+        expand={split_attention: expand},
+    )
+    order = schedule(tasks) if ctx.overlap else range(len(tasks))
+    return simulate(tasks, order).makespan
+
+
+class _Template:
+    """The tasks that one attention will be."""
+
+    def __init__(
+        self, node: fx.Node, behind: Behind, estimator: Estimator, world: int, tasks: list[Task]
+    ) -> None:
+        self.node, self.behind, self.estimator = node, behind, estimator
+        self.world, self.tasks = world, tasks
+        q, k, v, self.mask, causal, _, _ = attention_arguments(node).values()
+        self.operands: list[fx.Node] = [q, k, v]
+        self.causal = bool(causal)
+        self.dtype = q.meta["val"].dtype
+        shapes = [list(shape_of(x.meta["val"])) for x in self.operands]
+        if any(s[1] % world for s in shapes):
+            for s in shapes:
+                s[1] = -(-shapes[0][1] // world) * world
+        self.batch, _, self.rows, self.dim = shapes[0]
+        self.keys, self.out_dim = shapes[1][2], shapes[2][3]
+        self.shares = [s[1] // world for s in shapes]
+        self.widths = [s[0] * s[2] * s[3] * world * self.dtype.itemsize for s in shapes]
+
+    def add(self, strategy: Strategy) -> frozenset[int]:
+        """Append the tasks; what the result stands on."""
+        sent: list[list[int]]
+        sizes = [share * width for share, width in zip(self.shares, self.widths, strict=True)]
+        if strategy.kind == "packed":
+            needs = frozenset[int]().union(*(self.behind[x] for x in self.operands))
+            sent = [[self._send(sum(sizes), needs)]]
+        else:
+            sent = [[] for _ in range(strategy.groups)]
+            for x, size in zip(self.operands, sizes, strict=True):
+                for starts in sent:
+                    starts.append(self._send(size / strategy.groups, self.behind[x]))
+        back = self.shares[0] * self.batch * self.rows * self.world * self.out_dim
+        out = []
+        for starts in sent:
+            hidden = frozenset(starts) | (self.behind[self.mask] if self.mask else frozenset())
+            whole = self.estimator.attention_seconds(
+                self.batch,
+                max(1, round(self.shares[0] / strategy.groups)),
+                self.rows * self.world,
+                self.keys * self.world,
+                self.dim,
+                self.out_dim,
+                self.dtype,
+                self.causal,
+            )
+            attended = self._task("attention", whole, hidden, fills=True)
+            size = back * self.dtype.itemsize / strategy.groups
+            out.append(self._send(size, frozenset({attended})))
+        return frozenset(out)
+
+    def _send(self, size: float, needs: frozenset[int]) -> int:
+        packed = self._task("pack", self.estimator.copy_seconds(size), needs)
+        seconds = self.estimator.device.all_to_all(size, self.world)
+        return self._task("all_to_all", seconds, frozenset({packed}), transfer=True)
+
+    def _task(
+        self,
+        name: str,
+        seconds: float,
+        needs: frozenset[int],
+        *,
+        transfer: bool = False,
+        fills: bool = False,
+    ) -> int:
+        serves = self.node.name if transfer else ""
+        self.tasks.append(Task(name, seconds, tuple(sorted(needs)), transfer, serves, fills))
+        return len(self.tasks) - 1

@@ -1,0 +1,1 @@
+"""Hiding collectives behind compute: a list scheduler, estimates, and the choice of strategy."""

@@ -1,0 +1,64 @@
+"""Copies that an exchange needs, on each side of it, and which of them are kernels of their own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from ascend_sp.passes.cost.estimate import Estimator, is_free
+from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.passes.overlap.tasks import MOVES
+from ascend_sp.runtime.collectives import STARTS
+
+
+@dataclass
+class Copies:
+    """Of one attention. Those that fold into a kernel that computes something cost nothing more."""
+
+    packing: int = 0
+    packing_alone: int = 0
+    """Kernels that only pack."""
+    unpacking: int = 0
+    unpacking_alone: int = 0
+    """Kernels that only unpack."""
+
+    def __str__(self) -> str:
+        sides = (
+            ("packed", self.packing, self.packing_alone),
+            ("unpacked", self.unpacking, self.unpacking_alone),
+        )
+        return ", ".join(f"{what} by {n} copies, {alone} alone" for what, n, alone in sides)
+
+
+def copies(nodes: Iterable[fx.Node], estimator: Estimator) -> dict[str, Copies]:
+    """By the attention (the origin of what `ulysses` made), the copies around its all-to-alls."""
+    found: dict[str, Copies] = defaultdict(Copies)
+    nodes = list(nodes)
+    packs: set[fx.Node] = set()  # what only a start is made of
+    for node in reversed(nodes):
+        if node.target in MOVES and node.users and all(_sends(u, packs) for u in node.users):
+            packs.add(node)
+    for node in nodes:
+        origin = node.meta.get(ORIGIN, "")
+        if node.target not in MOVES or not origin.startswith("ulysses("):
+            continue
+        if is_free(node):
+            continue
+        # The last node of a kernel stands for it.
+        kernel = estimator.kernel(node)
+        alone = bool(kernel) and all(n.target in MOVES for n in kernel)
+        attention = found[origin.removeprefix("ulysses(").removesuffix(")")]
+        if node in packs:
+            attention.packing += 1
+            attention.packing_alone += alone
+        else:
+            attention.unpacking += 1
+            attention.unpacking_alone += alone
+    return dict(found)
+
+
+def _sends(user: fx.Node, packs: set[fx.Node]) -> bool:
+    return user.target in STARTS or user in packs

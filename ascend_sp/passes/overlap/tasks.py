@@ -1,0 +1,159 @@
+"""A graph as tasks for the scheduler, and an order of tasks as an order of nodes.
+
+A node that takes no time (a view, a wait, a size) is no task: it goes with the first task that
+needs it, so waits, and what only rearranges their results, come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.passes.overlap.scheduler import Task
+from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS
+from ascend_sp.runtime.ops import attention
+
+aten = torch.ops.aten
+MOVES = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.slice.Tensor,
+        aten.clone.default,
+        aten.cat.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.constant_pad_nd.default,
+    }
+)
+"""Ops that only rearrange what they are given."""
+PRODUCTS = frozenset(
+    {
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+        aten.baddbmm.default,
+        aten.matmul.default,
+        aten.linear.default,
+        aten.convolution.default,
+        aten.scaled_dot_product_attention.default,
+        attention,
+    }
+)
+"""Work that no lowering merges into its neighbours, so that it stays where it is put."""
+PER_RANK = ("materialise_sharding", "ulysses")
+"""Passes whose moves may be others on another rank: padding, offsets."""
+
+Seconds = Callable[[fx.Node], float]
+Behind: TypeAlias = "dict[fx.Node, frozenset[int]]"
+"""The tasks that a node's value stands on directly."""
+
+
+@dataclass
+class Program:
+    """Tasks, and the nodes that they are."""
+
+    nodes: list[fx.Node]
+    """All of the graph."""
+    tasks: list[Task]
+    node_of: list[fx.Node]
+    """Of each task."""
+
+
+def alike_on_all_ranks(node: fx.Node) -> bool:
+    """Whether every rank has this node, so that an order may depend on its cost."""
+    return node.target not in MOVES or not node.meta.get(ORIGIN, "").startswith(PER_RANK)
+
+
+def program(nodes: Iterable[fx.Node], seconds: Seconds, transfer: Seconds, fuses: bool) -> Program:
+    """The tasks of a graph; see `add_tasks`."""
+    found = Program(list(nodes), [], [])
+    found.node_of = add_tasks(found.nodes, seconds, transfer, fuses=fuses, tasks=found.tasks)
+    return found
+
+
+def add_tasks(
+    nodes: Iterable[fx.Node],
+    seconds: Seconds,
+    transfer: Seconds,
+    *,
+    fuses: bool,
+    tasks: list[Task],
+    expand: Mapping[Any, Callable[[fx.Node, Behind], frozenset[int]]] | None = None,
+) -> list[fx.Node]:
+    """Append the tasks of a graph to `tasks`.
+
+    Args:
+        nodes: all of the graph, in an order in which it can run.
+        seconds: what a node costs the device; 0 makes it part of a task.
+        transfer: what a collective costs the link.
+        fuses: the target merges ops that are no products, so that only products can be moved.
+        tasks: takes them.
+        expand: for targets that are several tasks, what appends them and says which of them stand
+            behind the result.
+
+    Returns:
+        The node of each task, expanded ones left out.
+    """
+    node_of: list[fx.Node] = []
+    behind: Behind = {}
+    drawn: int | None = None
+    for node in nodes:
+        if expand and node.target in expand:
+            behind[node] = expand[node.target](node, behind)
+            continue
+        needs = frozenset[int]().union(*(behind[x] for x in node.all_input_nodes))
+        starts = node.target in STARTS
+        cost = transfer(node) if starts else seconds(node)
+        if not starts and (cost <= 0 or node.op in ("placeholder", "output")):
+            behind[node] = needs
+            continue
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if random:  # numbers are drawn in the order of the program
+            needs |= {drawn} if drawn is not None else set()
+            drawn = len(tasks)
+        behind[node] = frozenset({len(tasks)})
+        serves = node.meta.get(ORIGIN, "") if node.target is ALL_TO_ALL else ""
+        fills = not starts and not random and (not fuses or node.target in PRODUCTS)
+        tasks.append(Task(node.name, cost, tuple(sorted(needs)), starts, serves, fills))
+        node_of.append(node)
+    return node_of
+
+
+def nodes_in(order: Iterable[int], program: Program) -> list[fx.Node]:
+    """All nodes, tasks in `order`, the others as late as their first use allows."""
+    place = {n: i for i, n in enumerate(program.nodes)}
+    out = [n for n in program.nodes if n.op == "placeholder"]
+    done = set(out)
+
+    def add(node: fx.Node) -> None:
+        needed, stack = {node}, [node]
+        while stack:
+            for x in stack.pop().all_input_nodes:
+                if x not in done and x not in needed:
+                    needed.add(x)
+                    stack.append(x)
+        out.extend(sorted(needed, key=place.__getitem__))
+        done.update(needed)
+
+    for t in order:
+        add(program.node_of[t])
+    for node in program.nodes:
+        if node not in done:
+            add(node)
+    return out
+
+
+def relink(order: Iterable[fx.Node]) -> None:
+    """Put the nodes of a graph into `order`."""
+    for before, after in pairwise(order):
+        if before.next is not after:
+            before.append(after)
