@@ -115,10 +115,8 @@ class SlowLink:
             self.holders.append(holder)
             self._await(holder)
         one, other = (holder.pid for holder in self.holders)
-        _run(
-            ["ip", "link", "add", INTERFACE, "netns", str(one), "type", "veth"]
-            + ["peer", "name", INTERFACE, "netns", str(other)]
-        )
+        add = f"ip link add {INTERFACE} netns {one} type veth peer name {INTERFACE} netns {other}"
+        _run(add.split())
         for end, address in enumerate(ADDRESSES):
             self._run(end, "ip link set lo up")
             self._run(end, f"ip addr add {address}/30 dev {INTERFACE}")

@@ -1,4 +1,4 @@
-"""Ranks as child processes that do what they are asked over a pipe, every answer in a given time."""
+"""Ranks as child processes that do what they are asked over a pipe, in a given time."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Ranks:
     ) -> None:
         self.close()
 
-    def ask(self, method: str, timeout: float = 120, **arguments: Any) -> list[Any]:
+    def ask(self, method: str, timeout: float = 300, **arguments: Any) -> list[Any]:
         """Each rank's answer to a `method` of `slow_link_rank.Rank`, all within `timeout` s."""
         for pipe in self.pipes:
             pipe.send((method, arguments))
