@@ -1,6 +1,6 @@
 """How much of the communication is hidden: two ranks joined by a slow link, programs in turns.
 
-    .venv/bin/python benchmarks/slow_link.py                   # a third of a step is communication
+    .venv/bin/python benchmarks/slow_link.py                   # communication is 30 % of a step
     .venv/bin/python benchmarks/slow_link.py --share 0.4 --models flux qwen --rounds 20
     .venv/bin/python benchmarks/slow_link.py --rate none       # loopback: no link, no root needed
 
@@ -10,6 +10,9 @@ each, and every round runs each program once. The rate is chosen so that communi
 place of each collective: it computes as much, and nothing that it could wait for.
 
     hidden = (synchronous - program) / (synchronous - no communication)
+
+What a rank waits for the other to come counts as communication, and no order hides it: on a busy
+machine all programs look worse than they are. More rounds help little there; a quiet machine does.
 """
 
 from __future__ import annotations
@@ -210,6 +213,8 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 < args.share < 0.9:
         parser.error("--share must lie between 0 and 0.9")
+    if args.rounds < 2:
+        parser.error("--rounds must be 2 or more")
     rate = _rate(args.rate) if args.rate else None
     loopback = args.rate == "none"
     lacks = None if loopback else missing()
