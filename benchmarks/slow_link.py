@@ -227,6 +227,7 @@ def main() -> None:
         link = None if loopback else stack.enter_context(SlowLink())
         ranks = stack.enter_context(Ranks(link))
         for model in args.models:
+            print(f"{model}: {len(programs)} programs to compile ...", file=sys.stderr)
             prepared, times, at = measured(
                 ranks, link, model, args.small, rate, args.share, args.rounds, programs
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import sys
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--store", required=True)
     args = parser.parse_args()
     parent = Connection(args.pipe)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
     torch.set_num_threads(1)
     # Programs of one model share its code, of which Dynamo keeps few versions.
     torch._dynamo.config.recompile_limit = 64
