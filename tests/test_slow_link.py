@@ -1,0 +1,135 @@
+"""The slow link of the benchmarks: true to its rate, gone afterwards; and what it shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import namespaces
+import pytest
+import slow_link
+from ranks import Ranks
+
+LACKS = namespaces.missing()
+needs_link = pytest.mark.skipif(LACKS is not None, reason=f"no slow link here: {LACKS}")
+
+RATE = 200e6
+"""Bits/s."""
+
+
+def _in_use() -> set[str]:
+    """Network namespaces of all processes."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*/ns/net"):
+        try:
+            found.add(os.readlink(process))
+        except OSError:  # it ended meanwhile, or is not ours to see
+            continue
+    return found
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+@needs_link
+def test_the_link_takes_as_long_as_its_rate_says() -> None:
+    with namespaces.SlowLink() as link, Ranks(link) as ranks:
+        link.limit(RATE)
+        sockets, gloo = slow_link.check(ranks, RATE)
+        large = slow_link.SIZES[-1]
+        assert sockets[large] == pytest.approx(1, abs=0.2)
+        # Twice if a rank is late; `check` says why.
+        assert gloo[large][0] > 0.8
+        assert gloo[large][2] < 2.4
+        link.limit(None)
+        free, _ = slow_link.check(ranks, RATE)
+        assert free[large] < 0.5
+
+
+@needs_link
+def test_nothing_is_left_behind() -> None:
+    ours: set[str] = set()
+
+    def fails_inside() -> None:
+        with namespaces.SlowLink() as link:
+            ours.update(link.namespaces())
+            assert len(ours) == 2 and ours <= _in_use()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails_inside()
+    assert _within(10, lambda: not ours & _in_use())
+
+
+@needs_link
+def test_nothing_is_left_behind_by_a_benchmark_that_is_killed() -> None:
+    code = (
+        "import namespaces, ranks, time\n"
+        "with namespaces.SlowLink() as link, ranks.Ranks(link):\n"
+        "    print(*link.namespaces(), flush=True)\n"
+        "    time.sleep(100)"
+    )
+    path = str(Path(namespaces.__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([path, os.getcwd()])},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        try:
+            assert child.stdout
+            theirs = set(child.stdout.readline().split())
+            assert len(theirs) == 2 and theirs <= _in_use()
+        finally:
+            child.kill()
+    # The ranks notice when they ask for work, which they do after importing PyTorch.
+    assert _within(60, lambda: not theirs & _in_use())
+
+
+def test_what_is_missing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(namespaces.shutil, "which", lambda tool: None if tool == "tc" else tool)
+    monkeypatch.setattr(sys, "argv", ["slow_link.py"])
+    slow_link.main()  # and exits with 0
+    out = capsys.readouterr().out
+    assert out.startswith("skipped") and "`tc`" in out and "iproute2" in out
+
+
+def test_the_hidden_share() -> None:
+    wall = {
+        slow_link.SYNCHRONOUS: [10.0, 20.0, 10.0],
+        slow_link.LOCAL: [6.0, 12.0, 6.0],
+        "half": [8.0, 16.0, 90.0],
+    }
+    assert slow_link.hidden(wall, slow_link.LOCAL) == pytest.approx(1)
+    assert slow_link.hidden(wall, "half") == pytest.approx(0.5)
+    assert slow_link.hidden_at_best(wall, "half") == pytest.approx(0.5)
+
+
+@needs_link
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_overlapping_is_not_slower_than_waiting() -> None:
+    programs = {
+        name: slow_link.PROGRAMS[name]
+        for name in (slow_link.LOCAL, slow_link.SYNCHRONOUS, "default")
+    }
+    with namespaces.SlowLink() as link, Ranks(link) as ranks:
+        prepared, times, _ = slow_link.measured(
+            ranks, link, "flux", small=True, rate=None, share=0.4, rounds=8, programs=programs
+        )
+    wall = slow_link.slowest(times)
+    print(slow_link.table(prepared, times, with_hidden=True))
+    assert prepared.errors["default"] < 1e-5
+    assert slow_link.hidden_at_best(wall, "default") > 0
+    ratios = sorted(slow_link.ratios(wall, "default"))
+    assert ratios[len(ratios) // 2] < 1.02
