@@ -180,8 +180,10 @@ def test_a_reshape_that_must_copy_costs_a_copy() -> None:
 
 def test_an_expanded_operand_is_read_once() -> None:
     ones = torch.ones(1, 6)
-    seconds = sum(costs(lambda x: x.expand(4, 6).clone(), ones))
-    assert seconds == pytest.approx((24 + 96) * US)
+    here = sum(costs(lambda x: x.expand(4, 6) + 1, ones))
+    before = sum(costs(lambda x: x + torch.ones(4, 1), ones.expand(4, 6)))
+    assert here == pytest.approx((24 + 96) * US)
+    assert before == pytest.approx((16 + 24 + 16 + 96) * US)  # 16 to make the other operand
 
 
 def test_a_table_is_read_where_it_is_looked_up() -> None:
