@@ -23,14 +23,20 @@ import signal
 import statistics
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from namespaces import ADDRESSES, SlowLink, missing
 from ranks import Prepared, Ranks, Times
 
+from ascend_sp.passes.cost.device import DEVICES, DeviceModel
+
 LOCAL, SYNCHRONOUS = "no communication", "synchronous"
-PLAIN = {"skip_passes": "order_collectives"}
-"""Each collective waited for where it starts."""
+PLAIN = {"async": False, "strategy": "separate"}
+"""Every operation where the program has it: nothing stands between a start and its wait."""
 PROGRAMS: dict[str, dict[str, Any]] = {
     LOCAL: PLAIN,
     SYNCHRONOUS: PLAIN,
@@ -161,6 +167,21 @@ def check(ranks: Ranks, rate: float) -> tuple[dict[int, float], dict[int, list[f
     )
 
 
+def as_device(ranks: Ranks) -> DeviceModel:
+    """The cost model of this CPU with the link as it is now: a line through its all-to-alls."""
+    times = {n: statistics.median(t) for n, t in ranks.ask("all_to_alls", sizes=SIZES)[0].items()}
+    small, large = SIZES[0], SIZES[-1]
+    each = max((times[large] - times[small]) / (large - small), 1e-12)
+    latency = max(times[small] - small * each, 1e-5)
+    return replace(
+        DEVICES["cpu"],
+        name="this CPU and a slow link",
+        link_latency=latency,
+        link_bandwidth=1 / each,
+        sources=("table of the package", "all-to-alls measured over the link"),
+    )
+
+
 def check_text(ranks: Ranks, rate: float) -> str:
     """`check` as Markdown."""
     sockets, gloo = check(ranks, rate)
@@ -184,13 +205,20 @@ def measured(
     programs: dict[str, dict[str, Any]],
 ) -> tuple[Prepared, list[Times], float | None]:
     """Compile and time one model's programs; with the rate in bits/s, chosen by `share` if None."""
-    prepared: Prepared = ranks.ask(
-        "prepare", timeout=900, model=model, small=small, programs=programs, local=[LOCAL]
-    )[0]
+    first = {n: o for n, o in programs.items() if n in (LOCAL, SYNCHRONOUS)}
+    ask = partial(ranks.ask, "prepare", timeout=900, model=model, small=small, local=[LOCAL])
+    prepared: Prepared = ask(programs=first)[0]
     if link and rate is None:
         rate = find_rate(ranks, link, prepared, share)
     elif link:
         link.limit(rate)
+    rest = {n: o for n, o in programs.items() if n not in first}
+    with TemporaryDirectory() as folder:
+        if link:  # so that programs are made for this link
+            device = Path(folder) / "device.json"
+            device.write_text(as_device(ranks).to_json())
+            rest = {n: o | {"cost_model": str(device)} for n, o in rest.items()}
+        prepared = ask(programs=rest, more=True)[0]
     names = [n for n in programs if n not in prepared.absent]
     times = ranks.ask("measure", timeout=60 * rounds, names=names, rounds=rounds)
     return prepared, times, rate

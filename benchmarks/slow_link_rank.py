@@ -103,14 +103,24 @@ class Rank:
         self.benchmark: Benchmark
 
     def prepare(
-        self, model: str, small: bool, programs: dict[str, dict[str, Any]], local: list[str]
+        self,
+        model: str,
+        small: bool,
+        programs: dict[str, dict[str, Any]],
+        local: list[str],
+        more: bool = False,
     ) -> Prepared:
-        """Compile `programs`, name -> options; those in `local` without communication."""
-        torch.compiler.reset()
-        self.benchmark = MODELS[model](**(SMALL[model] if small else {}))
-        self.programs = {}
-        told = Prepared(self.benchmark.name)
-        want = None
+        """Compile `programs`, name -> options; those in `local` without communication.
+
+        With `more` they join those that there are.
+        """
+        if not more:
+            torch.compiler.reset()
+            self.benchmark = MODELS[model](**(SMALL[model] if small else {}))
+            self.programs = {}
+            self.want: torch.Tensor | None = None
+            self.told = Prepared(self.benchmark.name)
+        told, want = self.told, self.want
         for name, options in programs.items():
             try:
                 Config.load(options)
@@ -136,6 +146,7 @@ class Rank:
             if name not in local:
                 want = got if want is None else want
                 told.errors[name] = ((got - want).abs().max() / want.abs().max()).item()
+        self.want = want
         return told
 
     def measure(self, names: list[str], rounds: int) -> Times:

@@ -81,7 +81,7 @@ def test_models(references: dict, target: str, world: int) -> None:
         cases += [(name, case, torch.bfloat16) for name, case in INPUTS if case == "even"]
     else:
         cases += [("flux", "even", torch.bfloat16)]
-    every = simulated_npu.run(compile_models, world, target, cases, timeout=280)
+    every = simulated_npu.run(compile_models, world, target, cases, timeout=500)
     for results in every:
         for (name, case, dtype), result in zip(cases, results, strict=True):
             got = torch.from_numpy(result)

@@ -34,7 +34,7 @@ class Block(nn.Module):
         return torch.cat([y, F.gelu(self.mlp(x), approximate="tanh")], 2)
 
 
-def captured(rank: int, world: int, skip: str) -> dict[str, Any]:
+def captured(rank: int, world: int, skip: str, strategy: str = "separate") -> dict[str, Any]:
     import cannsim
 
     torch._dynamo.reset()
@@ -42,14 +42,15 @@ def captured(rank: int, world: int, skip: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = Block().to(torch.bfloat16)
     x = torch.randn(1, 19, 48, dtype=torch.bfloat16)
-    options = {"target": "npugraph_ex", "skip_passes": skip}
+    options = {"target": "npugraph_ex", "skip_passes": skip, "strategy": strategy}
     on_device = model.to("npu")
     compiled = torch.compile(on_device, backend="ascend_sp", options=options)
     got = [compiled((x + i).to("npu")).cpu() for i in range(3)]
     want = [on_device((x + i).to("npu")).cpu() for i in range(3)]
     (trace,) = cannsim.trace.captured_graphs()
     sent = trace.find("hccl.alltoall")
-    attention = trace.find("fused_infer_attention")[-1]
+    attentions = trace.find("fused_infer_attention_score_v2.out")
+    attention = attentions[-1]
     products = trace.find("mm")
     norms = trace.find("rms_norm")
     return {
@@ -60,6 +61,8 @@ def captured(rank: int, world: int, skip: str) -> dict[str, Any]:
         # For each all-to-all: the matrix products and the norms that it may run beside.
         "beside products": [sum(trace.overlaps(i, j) for j in products) for i in sent],
         "beside norms": [sum(trace.overlaps(i, j) for j in norms) for i in sent],
+        "attentions": len(attentions),
+        "beside attention": [[trace.overlaps(i, j) for j in attentions] for i in sent],
         "text": str(trace),
     }
 
@@ -70,7 +73,11 @@ def both() -> list[list[dict[str, Any]]]:
 
 
 def captured_both(rank: int, world: int) -> list[dict[str, Any]]:
-    return [captured(rank, world, skip) for skip in ("", "schedule_collectives")]
+    return [
+        captured(rank, world, "", "separate"),
+        captured(rank, world, "schedule_collectives", "separate"),
+        captured(rank, world, "", "pipelined:2"),
+    ]
 
 
 def test_every_consumer_waits_for_what_travels(both: list) -> None:
@@ -78,19 +85,32 @@ def test_every_consumer_waits_for_what_travels(both: list) -> None:
         for found in rank:
             assert found["error"] <= 0.02
             assert found["races"] == [], found["text"]
-            # Q, K and V are there before the attention; its result leaves after it.
-            assert found["order"] == [[True, True, True, False], 4]
+            # All groups of Q, K and V are there before the last attention; what it yields leaves
+            # after it, and what earlier ones yielded may still be under way.
+            groups = found["attentions"]
+            assert found["order"] == [[True] * 3 * groups + [False] * groups, 4 * groups]
             assert found["streams"] == 2  # collectives have a stream of their own
 
 
 def test_values_travel_while_queries_are_projected(both: list) -> None:
-    for ordered, _ in both:
+    for ordered, *_ in both:
         # V goes first, beside the projections and norms of Q and K; then Q beside those of K, and
-        # both Q and K beside the projection of the MLP.
-        assert ordered["beside products"][:3] == [2, 2, 1], ordered["text"]
+        # all of them beside the projection of the MLP.
+        assert ordered["beside products"][:3] == [3, 2, 1], ordered["text"]
         assert ordered["beside norms"][:3] == [2, 1, 0]
 
 
+def test_groups_of_heads_travel_while_others_attend(both: list) -> None:
+    for *_, pipelined in both:
+        assert pipelined["attentions"] == 2
+        for i, (first, second) in enumerate(pipelined["beside attention"][:6]):
+            # What is sent last, the second group of keys, may travel beside the first attention:
+            # the link is first in, first out, and the others were under way during projections.
+            assert (first, second) == (i == 5, False), pipelined["text"]
+        # So may what the first group yielded beside the second.
+        assert pipelined["beside attention"][6:] == [[False, True], [False, False]]
+
+
 def test_without_the_order_nothing_is_hidden(both: list) -> None:
-    for _, unordered in both:
+    for _, unordered, _ in both:
         assert unordered["beside products"][:3] == [0, 0, 0]
