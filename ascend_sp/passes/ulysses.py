@@ -64,12 +64,11 @@ class Expansion:
         ordered_queries = causal or (len(shape) >= 2 and shape[-2] != 1)
         ordered_keys = causal or mask is not None
         rows: list[fx.Node] = []
-        for x, flat in zip((q, k, v), started, strict=True):
+        # By position: one value may be queries and keys, and keys still lose their padding.
+        queries, keys = (self.queries, ordered_queries, False), (self.keys, ordered_keys, True)
+        for x, flat, how in zip((q, k, v), started, (queries, keys, keys), strict=True):
             with e.at(self.node):
-                if x is q:
-                    rows.append(self._receive(x, flat, self.queries, ordered_queries, False))
-                else:
-                    rows.append(self._receive(x, flat, self.keys, ordered_keys, True))
+                rows.append(self._receive(x, flat, *how))
         with e.at(self.node):
             if mask is not None:
                 mask = self._heads_of_mask(mask, heads)
