@@ -191,6 +191,17 @@ def test_one_head_of_keys_that_is_broadcast(groups: int, values: int, world: int
         torch.testing.assert_close(out[0], fn(x))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("world", [2, 3])
+def test_one_value_that_is_queries_and_keys(world: int, causal: bool) -> None:
+    def fn(x: Tensor) -> Tensor:
+        y = x.unflatten(2, (2, 4)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(y, y, y, is_causal=causal)
+        return y.transpose(1, 2).flatten(2)
+
+    check(fn, torch.randn(2, 7, 8), ranks=world, all_to_alls=4)
+
+
 def test_queries_that_are_broadcast_are_not_split() -> None:
     def fn(x: Tensor) -> Tensor:
         k = x.unflatten(2, (4, 8)).transpose(1, 2)

@@ -183,6 +183,9 @@ class Emitter:
 
     def size_node(self, expr: sympy.Expr) -> fx.Node | int:
         """A node that computes `expr` from the sizes of the graph's inputs."""
+        # Fake values may have told since that a symbol has one value only, or is another's.
+        shape_env = self.fake_mode.shape_env
+        expr = shape_env.replace(expr) if shape_env is not None else expr
         if expr.is_Integer:
             return int(expr)
         if expr not in self._exprs:
