@@ -13,7 +13,7 @@ TORCH_NPU ?= torch-npu==2.13.0
 PLATFORM := $(shell uname -s)-$(shell uname -m)
 NPU_ENV := PYTHONPATH=$(NPU)/site CANNSIM_LIB_DIR=$(NPU)/cann TORCH_DEVICE_BACKEND_AUTOLOAD=0
 
-.PHONY: demo test test-npu test-slow lint format bench clean
+.PHONY: demo test test-npu test-slow lint format docs bench clean
 
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(RANKS) examples/flux.py
@@ -47,6 +47,11 @@ lint: $(VENV)/.ready
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages that are made from the code.
+docs: $(VENV)/.ready
+	$(BIN)/python -m ascend_sp.compiler.toggles > docs/toggles.md.new
+	mv docs/toggles.md.new docs/toggles.md
 
 bench: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 benchmarks/two_ranks.py

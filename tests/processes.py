@@ -7,7 +7,7 @@ import os
 import queue
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from tempfile import TemporaryDirectory
@@ -46,7 +46,7 @@ def _main(
             init_method=f"file://{store}",
             rank=rank,
             world_size=world,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(seconds=float(os.environ.get("GROUP_TIMEOUT", "60"))),
         )
         with torch.no_grad():
             out.put((rank, Outcome(fn(rank, world, *args))))
@@ -60,9 +60,18 @@ def _main(
 
 
 def run(
-    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, **env: str
+    fn: Callable[..., Any],
+    world: int,
+    *args: Any,
+    timeout: float = 120,
+    lost: Sequence[int] = (),
+    **env: str,
 ) -> list[Outcome]:
-    """``fn(rank, world, *args)`` on `world` gloo ranks; fails if one is not done in `timeout` s."""
+    """``fn(rank, world, *args)`` on `world` gloo ranks; fails if one is not done in `timeout` s.
+
+    Nobody waits for the ranks `lost`, which a test kills or puts to sleep. `env` is added to each
+    rank's environment; GROUP_TIMEOUT there is the process group's own timeout, in seconds.
+    """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     out = context.Queue()
@@ -77,17 +86,17 @@ def run(
         outcomes: dict[int, Outcome] = {}
         end = time.monotonic() + timeout
         try:
-            while len(outcomes) < world:
+            while not set(range(world)) - set(lost) <= set(outcomes):
                 rank, outcome = out.get(timeout=max(0.1, end - time.monotonic()))
                 outcomes[rank] = outcome
         except queue.Empty:
-            late = sorted(set(range(world)) - set(outcomes))
+            late = sorted(set(range(world)) - set(outcomes) - set(lost))
             raise AssertionError(f"ranks {late} hang; the others: {outcomes}") from None
         finally:
             for p in processes:
                 p.kill()
                 p.join()
-    return [outcomes[r] for r in range(world)]
+    return [outcomes[r] for r in range(world) if r not in lost]
 
 
 def values(outcomes: list[Outcome]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from ascend_sp import Config, ConfigError
 from ascend_sp.compiler.config import PREFIX, option_name
+from ascend_sp.compiler.toggles import page
 
 
 def test_defaults() -> None:
@@ -71,9 +73,21 @@ def test_errors_reach_the_user_of_torch_compile() -> None:
         )
 
 
-def test_readme_has_every_option() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+def test_the_page_of_toggles_is_what_the_declarations_say() -> None:
+    root = Path(__file__).parent.parent
+    found = (root / "docs" / "toggles.md").read_text()
+    assert found == page(), "docs/toggles.md is not up to date: make docs"
     for f in fields(Config):
-        assert f"| `{option_name(f)}` |" in readme
+        assert f.metadata["effect"][-1] == "." and "|" not in f.metadata["effect"], f.name
+        assert f"\n| `{option_name(f)}` | " in found
         if f.name != "mesh":
-            assert f"`{PREFIX}{option_name(f).upper()}`" in readme
+            assert f"`{PREFIX}{option_name(f).upper()}`" in found
+    assert "(docs/toggles.md)" in (root / "README.md").read_text()
+
+
+def test_documents_name_toggles_that_there_are() -> None:
+    root = Path(__file__).parent.parent
+    known = {PREFIX + option_name(f).upper() for f in fields(Config)}
+    for file in [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("ascend_sp/**/*.py")]:
+        named = set(re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b", file.read_text()))
+        assert named <= known, file

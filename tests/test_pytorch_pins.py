@@ -107,3 +107,33 @@ def test_fake_values_of_symbolic_sizes() -> None:
     with mode, enable_python_dispatcher():
         n = x.shape[0]
         assert torch.ops.aten.constant_pad_nd(x, [0, 0, 0, -n % 4]).shape[1] == 3
+
+
+def test_inputs_have_the_names_that_the_user_gave_them() -> None:
+    """Dynamo's sources, and AOTAutograd's word of which input is which."""
+    from ascend_sp.compiler import _pytorch
+
+    names: list[str] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: list) -> object:
+        sources = _pytorch.input_sources(gm)
+
+        def compile_graph(aten: torch.fx.GraphModule, inputs: object) -> object:
+            names[:] = _pytorch.named_inputs(aten, sources)
+            return lambda values: aten(*values)
+
+        return _pytorch.to_aten(gm, inputs, compile_graph)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.ones(2))
+            self.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+
+        def forward(self, hidden_states: torch.Tensor, more: dict) -> torch.Tensor:
+            return self.layers[0](hidden_states * self.table + more["mask"])
+
+    with torch.no_grad():
+        model = torch.compile(Model(), backend=backend, dynamic=True)
+        model(torch.ones(3, 2), {"mask": torch.ones(3, 1)})
+    assert {"hidden_states", "more['mask']", "self.table", "self.layers.0.weight"} <= set(names)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ __all__ = [
     "copy_of",
     "graph_breaks",
     "inductor",
+    "input_sources",
+    "named_inputs",
     "static_input_indices",
     "to_aten",
     "trace_log",
@@ -75,6 +78,27 @@ def _boxed(
         return run
 
     return compile_boxed
+
+
+def input_sources(gm: fx.GraphModule) -> list[str]:
+    """What the user calls each input of a Dynamo graph: ``hidden_states``, ``self.proj.weight``."""
+    out = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        source = getattr(node.meta.get("grapharg"), "source", None)
+        text = str(source.name) if source is not None else node.name
+        text = re.sub(r"^[LG]\['(\w+)'\]", r"\1", text)
+        out.append(re.sub(r"\._(?:modules|parameters|buffers)\['(\w+)'\]", r".\1", text))
+    return out
+
+
+def named_inputs(aten: fx.GraphModule, sources: Sequence[str]) -> list[str]:
+    """What the user calls each input of an ATen graph traced from a graph with `sources`."""
+    out = []
+    for node in aten.graph.find_nodes(op="placeholder"):
+        place = getattr(node.meta.get("desc"), "idx", None)
+        known = isinstance(place, int) and place < len(sources)
+        out.append(sources[place] if known else node.name)  # type: ignore[index]
+    return out
 
 
 def static_input_indices() -> list[int]:

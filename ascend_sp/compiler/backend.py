@@ -6,7 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch.distributed.tensor import DTensor
 from ascend_sp.compiler import _pytorch, ladder
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
-from ascend_sp.compiler.pipeline import capture_attention
-from ascend_sp.passes.context import PassContext
-from ascend_sp.runtime import guards
+from ascend_sp.compiler.numerics import NumericCheck
+from ascend_sp.compiler.pipeline import capture_attention, optional_passes
+from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.runtime import guards, replicas, stalls
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
 from ascend_sp.runtime.text_encoder.apply import encoder_is_running
@@ -64,6 +65,7 @@ def ascend_sp(
     start = time.perf_counter()
     captured = PassContext(topology)
     gm = capture_attention(gm, captured)
+    sources = _pytorch.input_sources(gm)
 
     def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         # PyTorch may call this twice for one graph: all state of a compile is made here.
@@ -82,7 +84,9 @@ def ascend_sp(
             notes=list(captured.notes),
         )
         _leave_parallel_graph(aten, own, parallel)
-        return _compile(aten, inputs, own, config, {"AOTAutograd": time.perf_counter() - start})
+        names = _pytorch.named_inputs(aten, sources)
+        times = {"AOTAutograd": time.perf_counter() - start}
+        return _compile(aten, inputs, names, own, config, times)
 
     return _pytorch.to_aten(gm, example_inputs, compile_graph)
 
@@ -90,6 +94,7 @@ def ascend_sp(
 def _compile(
     gm: fx.GraphModule,
     inputs: Sequence[Any],
+    names: Sequence[str],
     ctx: PassContext,
     config: Config,
     times: dict[str, float],
@@ -100,14 +105,37 @@ def _compile(
     try:
         if config.check_ranks:
             with dump.timed("check_ranks"):
-                guards.agree(ctx.topology, _program(gm, config, ctx), config.check_timeout)
-        run = ladder.lower(gm, inputs, static, ctx, config, dump)
+                facts, rows = _program(gm, names, config, ctx)
+                guards.agree(ctx.topology, facts, config.check_timeout, rows=rows)
+        check = _numeric_check(gm, ctx, config, dump) if config.check_numerics else None
+        lowered = ladder.lower(gm, inputs, static, ctx, config, dump, check)
         dump.finish_times()
     except Exception as e:
         if ctx.topology.size > 1:
             guards.announce_failure(ctx.topology, str(e))
         raise
-    return guards.guarded(run, ctx.topology, f"graph {dump.number}")
+    name = f"graph {dump.number}"
+    run = check.wrap(lowered.run) if check else lowered.run
+    run = stalls.guarded(run, ctx.topology, name, lowered.calls)
+    if not lowered.calls:
+        return run  # its ranks have nothing to do with each other, so their inputs may differ
+    which = [replicas.Input(n, i in set(static)) for i, n in enumerate(names)]
+    mode, timeout = config.check_inputs, config.check_timeout
+    return replicas.checked(run, ctx.topology, name, which, mode, timeout)
+
+
+def _numeric_check(
+    gm: fx.GraphModule, ctx: PassContext, config: Config, dump: Dump
+) -> NumericCheck:
+    return NumericCheck(
+        _pytorch.copy_of(gm),
+        ctx.topology,
+        f"graph {dump.number}",
+        config.target,
+        optional_passes(),
+        config.check_timeout,
+        dump,
+    )
 
 
 def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) -> None:
@@ -130,31 +158,42 @@ def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) 
         )
 
 
-def _program(gm: fx.GraphModule, config: Config, ctx: PassContext) -> dict[str, Any]:
-    """Facts that must be the same on all ranks, from the graph before it is cut for one of them."""
+def _program(
+    gm: fx.GraphModule, names: Sequence[str], config: Config, ctx: PassContext
+) -> tuple[dict[str, Any], Callable[[], list[guards.Row]]]:
+    """Facts that must be the same on all ranks, from the graph before it is cut for one of them.
+
+    And the lines of the program, of which one of the facts is a hash.
+    """
     inputs = []
-    for node in gm.graph.find_nodes(op="placeholder"):
+    for name, node in zip(names, gm.graph.find_nodes(op="placeholder"), strict=True):
         val = node.meta.get("val")
         if isinstance(val, torch.Tensor):
             sizes = ", ".join(_size(n) for n in val.shape)
-            inputs.append(f"{node.name}: {str(val.dtype)[6:]}[{sizes}] {val.device.type}")
+            inputs.append(f"{name}: {str(val.dtype)[6:]}[{sizes}] {val.device.type}")
         else:
-            inputs.append(f"{node.name}: {_size(val)}")
-    code = "\n".join(n.format_node() or "" for n in gm.graph.nodes)
+            inputs.append(f"{name}: {_size(val)}")
     # Every rank has a device of its own; "npu:1" here is "npu:0" there.
-    code = re.sub(rf"\b{ctx.device}:\d+", ctx.device, code)
+    own = re.compile(rf"\b{ctx.device}:\d+")
+    lines = [own.sub(ctx.device, n.format_node() or "") for n in gm.graph.nodes]
     options = {k: v for k, v in config.described().items() if k not in ("dump_dir", "mesh")}
     versions = f"torch {torch.__version__}"
     if ctx.device == DEVICE:
         a = ctx.ascend
         versions += f", torch_npu {a.torch_npu}, CANN {a.cann}, {a.soc}"
-    return {
+    facts = {
         "versions": versions,
+        "cost model": asdict(find(config.cost_model, ctx.device, ctx.ascend.soc)),
         "options": options,
         "inputs": inputs,
         "operations": len(gm.graph.nodes),
-        "program": hashlib.sha256(code.encode()).hexdigest()[:16],
+        "program": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
     }
+    # What FX shows of the nodes behind them is of no use to a user.
+    shown = [re.sub(r" : \[num_users=\d+\]", "", line) for line in lines]
+    return facts, lambda: [
+        guards.Row(line, source_line(n)) for line, n in zip(shown, gm.graph.nodes, strict=True)
+    ]
 
 
 def _size(value: Any) -> str:

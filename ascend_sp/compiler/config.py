@@ -135,7 +135,23 @@ class Config:
         "At each compile, compare the program with the other ranks'.",
     )
     check_timeout: float = _option(
-        300.0, _seconds, "seconds > 0", "How long check_ranks waits for the other ranks."
+        300.0, _seconds, "seconds > 0", "How long each check waits for the other ranks."
+    )
+    check_inputs: str = _option(
+        "once",
+        _one_of("off", "once", "always"),
+        "off, once or always",
+        "Compare the values of inputs, and a sample of the weights, with the other ranks': at the "
+        "first run of each graph, or at every run. Another seed on one rank is then an error, not "
+        "a wrong picture.",
+    )
+    check_numerics: bool = _option(
+        False,
+        _flag,
+        "1/true/on or 0/false/off",
+        "At every run, compute the model's own graph beside the compiled one, on whole tensors and "
+        "op by op; where the results differ, an error names the pass and the first node. For "
+        "debugging: needs the time and memory of one rank without ascend_sp on top.",
     )
     async_: bool = _option(
         True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -16,13 +16,25 @@ from torch import fx
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
+from ascend_sp.compiler.numerics import NumericCheck
 from ascend_sp.compiler.pipeline import compile_aten
 from ascend_sp.compiler.report import collectives
 from ascend_sp.compiler.targets import Runnable, Target
 from ascend_sp.passes.border import border
-from ascend_sp.passes.context import Note, PassContext
+from ascend_sp.passes.context import Note, PassContext, source_line
+from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.runtime import guards
+from ascend_sp.runtime.collectives import STARTS, WAIT
 from ascend_sp.runtime.errors import LoweringError
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """One rank's program, ready to run."""
+
+    run: Runnable
+    calls: list[tuple[str, str]]
+    """Its collectives in order, starts and waits: name of the op, and which collective in words."""
 
 
 def lower(
@@ -32,7 +44,8 @@ def lower(
     ctx: PassContext,
     config: Config,
     dump: Dump,
-) -> Runnable:
+    check: NumericCheck | None = None,
+) -> Lowered:
     """Compile `gm` for this rank, by the first target that takes it.
 
     All ranks try the same targets in the same order, since they have the same program and the same
@@ -59,8 +72,8 @@ def lower(
         if lacks:
             refused.append((target.name, f"is not used: {lacks}"))
             continue
-        attempt = compile_aten(gm if last else _pytorch.copy_of(gm), own, config, dump)
-        rows = _rows(attempt)
+        attempt = _pass_by_pass(gm if last else _pytorch.copy_of(gm), own, config, dump, check)
+        rows, calls = _rows(attempt), _calls(attempt)
         why = "" if last else "; ".join(target.refuses(attempt))
         run: Runnable | None = None
         if not why:
@@ -72,15 +85,40 @@ def lower(
                 facts = {"target": target.name, "refused": why, "collectives": rows}
                 guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
         if run is not None:
-            return run
+            return Lowered(run, calls)
         refused.append((target.name, f"cannot take this graph: {why}"))
     raise AssertionError("the last target takes every graph")
+
+
+def _pass_by_pass(
+    gm: fx.GraphModule, ctx: PassContext, config: Config, dump: Dump, check: NumericCheck | None
+) -> fx.GraphModule:
+    if check is None:
+        return compile_aten(gm, ctx, config, dump)
+    check.restart(ctx.target)
+    return compile_aten(
+        gm, ctx, config, dump, after=lambda name, gm: check.record(name, gm, border(ctx))
+    )
 
 
 def _rows(gm: fx.GraphModule) -> list[str]:
     """What this rank does together with the others, in order."""
     rows = collectives(gm)
     return [f"{r['name']} of {r['numel']} {r['dtype']}, {r['origin']}" for r in rows]
+
+
+def _calls(gm: fx.GraphModule) -> list[tuple[str, str]]:
+    rows = {r["name"]: f"{r['name']} of {r['numel']} {r['dtype']}" for r in collectives(gm)}
+    out = []
+    for node in gm.graph.nodes:
+        if node.target in STARTS:
+            where = source_line(node)
+            rows[node.name] += f" ({node.meta.get(ORIGIN, '')}{', at ' if where else ''}{where})"
+            out.append((node.target._opname, rows[node.name]))
+        elif node.target is WAIT:
+            (started,) = node.all_input_nodes
+            out.append((WAIT._opname, rows.get(started.name, started.name)))
+    return out
 
 
 def _lower(

@@ -115,6 +115,7 @@ def compile_aten(
     config: Config,
     dump: Dump | None = None,
     passes: tuple[Pass, ...] = PASSES,
+    after: Callable[[str, fx.GraphModule], None] | None = None,
 ) -> fx.GraphModule:
     """Run the passes on an ATen graph, in place.
 
@@ -124,6 +125,7 @@ def compile_aten(
         config: skips and checks.
         dump: where to write the graph after each pass.
         passes: the list to run, in order; each pass's requirements must hold when it is reached.
+        after: called after each pass, with its name and the graph.
 
     Raises:
         ConfigError: `skip_passes` names a pass that does not exist or may not be skipped.
@@ -152,5 +154,7 @@ def compile_aten(
         facts |= p.ensures
         if dump:
             dump.graph(gm, p.name, spent)
+        if after:
+            after(p.name, gm)
     gm.recompile()
     return gm

@@ -37,3 +37,7 @@ class VerificationError(AscendSPError):
 
 class TextEncoderError(AscendSPError):
     """A text encoder cannot be split or loaded, or its split is proved wrong."""
+
+
+class NumericsError(AscendSPError):
+    """A compiled graph does not compute what the model does; found by ``check_numerics``."""
