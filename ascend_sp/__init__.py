@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from ascend_sp.compiler.backend import ascend_sp as backend
 from ascend_sp.compiler.config import Config
+from ascend_sp.compiler.explain import explain
+from ascend_sp.compiler.explanation import Explanation
 from ascend_sp.runtime.errors import (
     AscendSPError,
     CollectiveError,
@@ -31,6 +33,7 @@ __all__ = [
     "CollectiveError",
     "Config",
     "ConfigError",
+    "Explanation",
     "LoadReport",
     "NumericsError",
     "RankMismatchError",
@@ -40,6 +43,7 @@ __all__ = [
     "UnshardedError",
     "VerificationError",
     "backend",
+    "explain",
     "load_text_encoder",
     "parallelize_text_encoder",
 ]

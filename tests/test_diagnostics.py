@@ -47,9 +47,10 @@ def test_dump(tmp_path: Path) -> None:
         assert "transformer_flux.py" in rows[-1]["source"]
         summary = (folder / "summary.md").read_text()
         assert f"rank {rank} of 2" in summary
-        assert "8 all_to_all_single, 1 all_gather_into_tensor" in summary
-        assert "## Attention (2)" in summary
-        assert "| 2 | 7+17 | 3 | 16 | no | separate | 4 |" in summary
+        assert "**2 of 2 attentions are split** over 2 ranks" in summary
+        assert "8 all-to-alls, 1 all-gather" in summary
+        assert "| 2 | 7+17 | 3 x 16 | no | separate | 4 |" in summary
+        assert "| sdpa | transformer_flux.py:" in summary
         assert "is hidden behind compute" in summary
         events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
         sent = [e for e in events if e["ph"] == "X" and e["tid"] == 2 and e["pid"] == 2]

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.eval_frame import OptimizedModule
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.source import ConstantSource
-from torch._dynamo.utils import counters
+from torch._dynamo.utils import counters, get_metrics_context
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._inductor.compile_fx import compile_fx
 from torch._logging import trace_structured
@@ -22,11 +24,16 @@ from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 __all__ = [
+    "BackendCompilerFailed",
+    "FakeTensorMode",
     "copy_of",
+    "count",
     "graph_breaks",
     "inductor",
     "input_sources",
     "named_inputs",
+    "not_compiled",
+    "recompilation",
     "static_input_indices",
     "to_aten",
     "trace_log",
@@ -48,6 +55,24 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
 def graph_breaks() -> dict[str, int]:
     """Why Dynamo has broken graphs so far in this process, and how often."""
     return dict(counters["graph_break"])
+
+
+def not_compiled(model: Any) -> Any:
+    """What was given to `torch.compile`, if `model` came from there."""
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
+
+
+def recompilation() -> tuple[int, str]:
+    """How often the code that is being compiled was compiled before, and why it is once more."""
+    compile_id = torch._guards.CompileContext.current_compile_id()
+    times = int(compile_id.frame_compile_id or 0) if compile_id else 0
+    reason = get_metrics_context()._metrics.get("recompile_reason") if times else None
+    return times, str(reason or "")
+
+
+def count(name: str, by: int = 1) -> None:
+    """Add to ``torch._dynamo.utils.counters["ascend_sp"][name]``."""
+    counters["ascend_sp"][name] += by
 
 
 def to_aten(

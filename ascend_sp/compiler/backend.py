@@ -18,12 +18,12 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.numerics import NumericCheck
 from ascend_sp.compiler.pipeline import capture_attention, optional_passes
-from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.passes.context import Note, PassContext, source_line
 from ascend_sp.runtime import guards, replicas, stalls
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
 from ascend_sp.runtime.text_encoder.apply import encoder_is_running
-from ascend_sp.runtime.topology import SINGLE, resolve
+from ascend_sp.runtime.topology import SINGLE, Topology, resolve
 
 
 def ascend_sp(
@@ -69,26 +69,37 @@ def ascend_sp(
 
     def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         # PyTorch may call this twice for one graph: all state of a compile is made here.
-        device = _device_type(aten, inputs)
-        own = PassContext(
-            topology,
-            device=device,
-            ascend=ascend() if device == DEVICE else Ascend(),
-            attention=config.attention,
-            on_unsharded=config.on_unsharded,
-            overlap=config.async_,
-            strategy=config.strategy,
-            memory_budget=config.memory_budget,
-            cost_model=config.cost_model,
-            static_inputs=_names(aten, _pytorch.static_input_indices()),
-            notes=list(captured.notes),
-        )
+        own = context(aten, inputs, config, topology, captured.notes)
         _leave_parallel_graph(aten, own, parallel)
         names = _pytorch.named_inputs(aten, sources)
         times = {"AOTAutograd": time.perf_counter() - start}
         return _compile(aten, inputs, names, own, config, times)
 
     return _pytorch.to_aten(gm, example_inputs, compile_graph)
+
+
+def context(
+    aten: fx.GraphModule,
+    inputs: Sequence[Any],
+    config: Config,
+    topology: Topology,
+    notes: Sequence[Note],
+) -> PassContext:
+    """What the passes are told of a graph, but for its target."""
+    device = _device_type(aten, inputs)
+    return PassContext(
+        topology,
+        device=device,
+        ascend=ascend() if device == DEVICE else Ascend(),
+        attention=config.attention,
+        on_unsharded=config.on_unsharded,
+        overlap=config.async_,
+        strategy=config.strategy,
+        memory_budget=config.memory_budget,
+        cost_model=config.cost_model,
+        static_inputs=_names(aten, _pytorch.static_input_indices()),
+        notes=list(notes),
+    )
 
 
 def _compile(
@@ -183,7 +194,7 @@ def _program(
         versions += f", torch_npu {a.torch_npu}, CANN {a.cann}, {a.soc}"
     facts = {
         "versions": versions,
-        "cost model": asdict(find(config.cost_model, ctx.device, ctx.ascend.soc)),
+        "cost model": asdict(ctx.estimator().device),
         "options": options,
         "inputs": inputs,
         "operations": len(gm.graph.nodes),

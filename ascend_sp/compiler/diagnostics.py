@@ -17,14 +17,17 @@ from pathlib import Path
 
 from torch import fx
 
-from ascend_sp.compiler._pytorch import graph_breaks, trace_log, trace_structured
-from ascend_sp.compiler.report import Report, report, summary
+from ascend_sp.compiler._pytorch import graph_breaks, recompilation, trace_log, trace_structured
+from ascend_sp.compiler.page import summary
+from ascend_sp.compiler.report import Report, report
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.timeline import TIMELINES, chrome_trace
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
 
 _numbers = itertools.count()
+_recompiles: list[str] = []
+"""Why code was compiled once more, in this process."""
 
 
 @dataclass
@@ -38,12 +41,17 @@ class Dump:
     """Seconds spent in each pass and phase."""
     report: Report | None = None
     """The facts about the finished graph, once there is one to write."""
+    wanted: bool = False
+    """Whether somebody asks for the report, folder or not."""
     _steps: int = 0
 
     @classmethod
     def create(cls, root: str | None, rank: int) -> Dump:
         """A record that writes to ``root/graph_N/rank_R``, if there is a root."""
         dump = cls(rank)
+        times, why = recompilation()
+        if times:
+            _recompiles.append(f"graph {dump.number}: {why or 'nobody knows why'}")
         if root is not None:
             dump.folder = Path(root) / f"graph_{dump.number}" / f"rank_{rank}"
         return dump
@@ -73,9 +81,9 @@ class Dump:
 
     def finish(self, gm: fx.GraphModule, ctx: PassContext, options: dict[str, str]) -> None:
         """Write the placements, the collectives, the timeline and the summary."""
-        if self.folder is None and not trace_enabled():
+        if self.folder is None and not trace_enabled() and not self.wanted:
             return
-        self.report = report(gm, ctx, options, graph_breaks())
+        self.report = report(gm, ctx, self.number, options, graph_breaks(), list(_recompiles))
         self.write("placements.txt", placement_table(gm))
         self.write("collectives.json", json.dumps(self.report.collectives, indent=1))
         if TIMELINES in ctx.analysis:

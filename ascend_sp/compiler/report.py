@@ -1,8 +1,7 @@
-"""What became of one graph on one rank: facts, and the page that a person reads."""
+"""What became of one graph on one rank: facts, of which `page.py` makes what a person reads."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,39 +9,28 @@ from typing import Any
 from torch import fx
 
 from ascend_sp.passes.choose_strategy import CHOICES
-from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.passes.context import IMPLEMENTATIONS, PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.copies import copies
 from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines
+from ascend_sp.passes.sharding.layout import REPLICATE
+from ascend_sp.passes.sharding.materialise import PLACEMENTS
 from ascend_sp.passes.ulysses import EXCHANGES
 from ascend_sp.runtime.collectives import STARTS
-
-NOTES = {
-    "target": "Targets that could not take the graph",
-    "unsharded": "Not sharded",
-    "gather": "Gathers",
-    "reshard": "Moved between splits",
-    "all_reduce": "Sums over ranks",
-    "strategy": "Strategies that were not possible",
-    "attention": "Attention, in detail",
-    "complex": "Complex numbers left",
-}
-"""Kinds of notes, in the order of the page."""
-COLUMNS = (
-    *("n", "rows, keys", "heads", "width", "mask", "travels", "all-to-alls", "hidden"),
-    *("copies alone", "source"),
-)
 
 
 @dataclass
 class Report:
     """Facts of one graph on one rank; plain values, so that JSON can hold them."""
 
+    graph: int
     rank: int
     ranks: int
     target: str
     attentions: list[dict[str, Any]]
     """Each attention whose rows and heads change hands."""
+    whole: list[dict[str, str]]
+    """Each attention that runs on whole tensors, on every rank."""
     collectives: list[dict[str, Any]]
     """In program order; see `collectives`."""
     overlap: dict[str, Any]
@@ -50,8 +38,15 @@ class Report:
     strategies: list[dict[str, Any]]
     """What was compared for the attentions of one kind."""
     notes: list[dict[str, str]]
+    ops: dict[str, int]
+    """How many ops the program has that are sharded, and that every rank runs alike."""
     graph_breaks: dict[str, int]
+    """Why Dynamo has broken graphs in this process, and how often."""
+    recompiles: list[str]
+    """Why code was compiled once more in this process, up to this graph."""
     options: Mapping[str, str]
+    one_rank: float | None = None
+    """Estimated seconds of a step without ascend_sp on one device, if somebody asked."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time of each pass and phase of the compile."""
 
@@ -61,38 +56,65 @@ class Report:
 
 
 def report(
-    gm: fx.GraphModule, ctx: PassContext, options: Mapping[str, str], breaks: dict[str, int]
+    gm: fx.GraphModule,
+    ctx: PassContext,
+    graph: int,
+    options: Mapping[str, str],
+    breaks: dict[str, int],
+    recompiles: list[str],
 ) -> Report:
-    """Gather the facts about a finished graph."""
+    """Gather the facts about a finished graph.
+
+    Args:
+        gm: one rank's program, before it is lowered.
+        ctx: what the passes left.
+        graph: its number in this process.
+        options: the configuration, as text.
+        breaks: why Dynamo has broken graphs, and how often.
+        recompiles: why code was compiled once more.
+    """
     lines: Timelines | None = ctx.analysis.get(TIMELINES)
     around = copies(gm.graph.nodes, ctx.estimator()) if lines else {}
     rows = collectives(gm)
     if lines:
         told = {row["name"]: row for row in lines.after.rows()}
         rows = [row | told.get(row["name"], {}) for row in rows]
+    became: dict[str, list[dict[str, str]]] = {}
+    for a in ctx.analysis.get(IMPLEMENTATIONS, ()):
+        became.setdefault(a["node"], []).append(a)
     attentions = []
     for exchange in ctx.analysis.get(EXCHANGES, ()):
-        own = [r for r in rows if r["origin"] == f"ulysses({exchange.name})"]
+        origin = f"ulysses({exchange.name})"
+        own = [r for r in rows if r["origin"] == origin]
+        # A pipelined one has become several; the first speaks for all.
+        ran = next(iter(became.pop(origin, ())), {})
         exposed = sum(r.get("exposed_seconds", 0.0) for r in own)
         travel = sum(r.get("seconds", 0.0) for r in own)
         attentions.append(
             asdict(exchange)
             | {
                 "all_to_alls": len(own),
+                "runs_as": ran.get("runs_as", ""),
+                "called_at": ran.get("called_at", exchange.source),
+                "bytes": sum(r["bytes"] for r in own if isinstance(r["bytes"], int)),
                 "hidden": 1 - exposed / travel if travel else 1.0,
                 "copies": asdict(around[exchange.name]) if exchange.name in around else {},
             }
         )
     return Report(
+        graph=graph,
         rank=ctx.topology.rank,
         ranks=ctx.topology.size,
         target=ctx.target,
         attentions=attentions,
+        whole=[a for same in became.values() for a in same],
         collectives=rows,
         overlap=lines.totals() if lines else {},
         strategies=[c.to_json() for c in ctx.analysis.get(CHOICES, ())],
         notes=[asdict(n) | {"text": n.text} for n in ctx.notes],
+        ops=_ops(gm),
         graph_breaks=breaks,
+        recompiles=recompiles,
         options=options,
     )
 
@@ -119,156 +141,21 @@ def collectives(gm: fx.GraphModule) -> list[dict[str, Any]]:
     return rows
 
 
-def summary(r: Report) -> str:
-    """The page to read first, as Markdown."""
-    count = Counter(row["op"] for row in r.collectives)
-    known = sum(row["bytes"] for row in r.collectives if isinstance(row["bytes"], int))
-    lines = [
-        f"# ascend_sp: rank {r.rank} of {r.ranks}",
-        "",
-        f"Lowered by: {r.target}.",
-        "",
-        f"Collectives: {', '.join(f'{n} {op}' for op, n in count.items()) or 'none'}; "
-        f"{known} bytes put in by this rank.",
-        "",
-        *_overlap(r.overlap),
-        *_attentions(r.attentions),
-        *_strategies(r.strategies),
-        *_exposed(r.collectives, r.overlap),
-        *_notes(r.notes),
-    ]
-    if r.graph_breaks:
-        lines += [f"## Graph breaks before this graph ({sum(r.graph_breaks.values())})", ""]
-        lines += [
-            "The model's Python was cut here. What lies between two graphs is whole on all ranks.",
-            "",
-            *(f"- {n} x {_reason(why)}" for why, n in r.graph_breaks.items()),
-            "",
-        ]
-    if r.seconds:
-        slowest = sorted(r.seconds.items(), key=lambda item: -item[1])
-        total = sum(r.seconds.values())
-        lines += [f"## Compile time ({total:.1f} s)", ""]
-        lines += [", ".join(f"{name} {s / total:.0%}" for name, s in slowest if s), ""]
-    return "\n".join(
-        [*lines, "## Options", "", ", ".join(f"{k}={v}" for k, v in r.options.items()), ""]
-    )
+def is_sharded(node: fx.Node) -> bool | None:
+    """Whether this rank computes only its share of `node`; None where nobody said."""
+    places = node.meta.get(PLACEMENTS)
+    if places is not None:
+        return not all(p == REPLICATE for p in places)
+    # What ulysses made is a rank's own; the rest came later and takes after what it reads.
+    return True if node.meta.get(ORIGIN, "").startswith("ulysses(") else None
 
 
-def _overlap(o: Mapping[str, Any]) -> list[str]:
-    if not o:
-        return []
-    order = "as the program has them" if not o["async"] else "in the order chosen"
-    lines = [
-        f"Estimated with the rates of {o['device']}: of the time that collectives take, "
-        f"{o['hidden_before']:.0%} is hidden behind compute as the program has them, "
-        f"{o['hidden_after']:.0%} {order}; the device waits {o['waits_after']:.1%} of a step. The "
-        f"step takes {o['step_after'] / o['step_before']:.3f} of what it would; intermediate "
-        f"results take {o['peak_after'] / max(1, o['peak_before']):.2f} of the memory"
-        + (
-            f" (a faster order was over the budget of {1 + o['budget']:g})."
-            if o["limited"]
-            else "."
-        ),
-        "",
-    ]
-    return lines
-
-
-def _attentions(rows: list[dict[str, Any]]) -> list[str]:
-    """A table with a line for each kind of attention."""
-    if not rows:
-        return []
-    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        key = {k: v for k, v in row.items() if k not in ("name", "hidden")}
-        kinds.setdefault((str(key),), []).append(row)
-    lines = [
-        f"## Attention ({len(rows)})",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
-    ]
-    for same in kinds.values():
-        a = same[0]
-        heads = str(a["heads"]) if a["heads"] == a["kv_heads"] else f"{a['heads']}/{a['kv_heads']}"
-        rows_keys = a["queries"] if a["queries"] == a["keys"] else f"{a['queries']}, {a['keys']}"
-        hidden = sorted(s["hidden"] for s in same)
-        told = (
-            f"{hidden[0]:.0%}"
-            if hidden[-1] - hidden[0] < 0.005
-            else (f"{hidden[0]:.0%} .. {hidden[-1]:.0%}")
-        )
-        c = a["copies"]
-        alone = (
-            f"{c['packing_alone']} of {c['packing']} + {c['unpacking_alone']} of {c['unpacking']}"
-            if c
-            else ""
-        )
-        mask = "causal" if a["causal"] else a["mask"]
-        lines.append(
-            f"| {len(same)} | {rows_keys} | {heads} | {a['width']} | {mask} | {a['strategy']} | "
-            f"{a['all_to_alls']} | {told} | {alone} | {_short(a['source'])} |"
-        )
-    lines += [
-        "",
-        "Rows and keys are segments of the split sequence, each cut for itself. Copies alone are "
-        "kernels that do nothing but pack + unpack; the others fold into what computes.",
-        "",
-    ]
-    return lines
-
-
-def _strategies(rows: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for row in rows:
-        if len(row["estimates"]) + len(row["refused"]) > 1:
-            lines.append(f"- {row['n']} x {row['text']}")
-    return [f"## How they travel ({len(lines)})", "", *lines, ""] if lines else []
-
-
-def _exposed(rows: list[dict[str, Any]], o: Mapping[str, Any]) -> list[str]:
-    """Why the device waits, the most of it first."""
-    total: Counter = Counter()
-    number: Counter = Counter()
-    for row in rows:
-        if row.get("exposed_seconds", 0.0) > 0:
-            why = row["why_exposed"].split(":")[0]
-            total[why] += row["exposed_seconds"]
-            number[why] += 1
-    if not total:
-        return []
-    lines = [
-        f"- {number[why]} collectives, {seconds / o['step_after']:.1%} of the step: {why}"
-        for why, seconds in total.most_common()
-    ]
-    return ["## What is not hidden", "", *lines, ""]
-
-
-def _notes(notes: list[dict[str, str]]) -> list[str]:
-    lines = []
-    for kind, title in NOTES.items():
-        same: dict[tuple[str, str], list[str]] = {}
-        for n in notes:
-            if n["kind"] == kind:
-                same.setdefault((f"({n['op']}): {n['text']}", n["source"]), []).append(n["node"])
-        if same:
-            lines += [f"## {title} ({sum(map(len, same.values()))})", ""]
-            for (text, source), nodes in same.items():
-                who = nodes[0] if len(nodes) == 1 else f"{len(nodes)} x {nodes[0]} .. {nodes[-1]}"
-                lines.append(f"- {who} {text}" + (f"\n    at {source}" if source else ""))
-            lines.append("")
-    return lines
-
-
-def _short(source: str) -> str:
-    """``file:line`` without its folders."""
-    place = source.split(": ")[0]
-    return place.rsplit("/", 1)[-1]
-
-
-def _reason(text: str) -> str:
-    """Dynamo's explanation of a graph break on one line, without the advice."""
-    parts = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [p for p in parts if p.startswith(("Explanation:", "Developer debug context:"))]
-    return " ".join([parts[0] + ".", *told]) if parts else "unknown"
+def _ops(gm: fx.GraphModule) -> dict[str, int]:
+    found = {"sharded": 0, "whole": 0}
+    known: dict[fx.Node, bool] = {}
+    for node in gm.graph.nodes:
+        own = is_sharded(node)
+        known[node] = any(known[x] for x in node.all_input_nodes) if own is None else own
+        if node.op == "call_function":
+            found["sharded" if known[node] else "whole"] += 1
+    return found

@@ -17,6 +17,9 @@ from ascend_sp.runtime.topology import SINGLE, Topology
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>.+)')
 
+IMPLEMENTATIONS = "implementations"
+"""Key of ``ctx.analysis``: what became of each attention; see `PassContext.runs_as`."""
+
 
 def source_line(node: fx.Node) -> str:
     """``file:line: code`` of the user's statement that `node` came from, or ``""``."""
@@ -25,6 +28,15 @@ def source_line(node: fx.Node) -> str:
         return ""
     file, line, code = frames[-1]
     return f"{file}:{line}: {code.strip()}"
+
+
+def caller_line(node: fx.Node) -> str:
+    """`source_line` of the place that called the file of `source_line`; itself if nobody did."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    for file, line, code in reversed(frames):
+        if file != frames[-1][0]:
+            return f"{file}:{line}: {code.strip()}"
+    return source_line(node)
 
 
 def constant(value: Any) -> Any:
@@ -98,6 +110,23 @@ class PassContext:
         """Costs of the nodes of a graph, as the target runs them, or with or without fusing."""
         device = find(self.cost_model, self.device, self.ascend.soc)
         return Estimator(device, self.topology.size, self.fuses if fuses is None else fuses)
+
+    def runs_as(self, attention: fx.Node, implementation: str) -> None:
+        """Put in the report what a node that attends has become."""
+        operands: Any = attention.args[:2]
+        q, k = (x.meta["val"].shape for x in operands)
+        self.analysis.setdefault(IMPLEMENTATIONS, []).append(
+            {
+                # What an earlier pass made of one of the user's nodes is called after that pass.
+                "node": attention.meta.get("ascend_sp_origin", attention.name),
+                "runs_as": implementation,
+                "heads": str(q[-3]) if len(q) > 2 else "1",
+                "queries": str(q[-2]),
+                "keys": str(k[-2]),
+                "source": source_line(attention),
+                "called_at": caller_line(attention),
+            }
+        )
 
     def note(self, kind: str, node: fx.Node, text: str) -> None:
         """Put a line about `node` in the report."""

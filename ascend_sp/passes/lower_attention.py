@@ -30,6 +30,7 @@ def lower_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             ctx.note(
                 "attention", node, "spelled out in matrix products: Ascend's graphs have no SDPA"
             )
+        ctx.runs_as(node, "matrix products" if spelled_out else "sdpa")
         with emit.at(node):
             new = _math(emit, **given) if spelled_out else _sdpa(emit, **given)
             new = emit.restride(new, node.meta["val"].stride())

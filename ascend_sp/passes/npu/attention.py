@@ -42,6 +42,7 @@ def fuse_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
         if kernel is None:
             ctx.note("attention", node, f"not fused, spelled out in matrix products: {why}")
             continue
+        ctx.runs_as(node, kernel.op)
         ctx.note("attention", node, f"runs as {kernel.op}" + (f" ({why})" if why else ""))
         with emit.at(node):
             new = _emit(emit, kernel, given)

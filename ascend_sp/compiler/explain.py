@@ -1,0 +1,226 @@
+"""``ascend_sp.explain``: what the backend would do, from one process that is a rank of many.
+
+Dynamo and all passes run as they do in a real compile, on tensors that have no numbers. Nothing is
+lowered and nothing is run, so the largest model fits a laptop.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ascend_sp.compiler import _pytorch, targets
+from ascend_sp.compiler.backend import context
+from ascend_sp.compiler.config import Config
+from ascend_sp.compiler.diagnostics import Dump
+from ascend_sp.compiler.explanation import Explanation
+from ascend_sp.compiler.fakes import twins
+from ascend_sp.compiler.pipeline import capture_attention, compile_aten
+from ascend_sp.compiler.report import Report
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.cost.device import find
+from ascend_sp.runtime.errors import ConfigError
+from ascend_sp.runtime.npu import DEVICE, ascend
+from ascend_sp.runtime.topology import Topology
+
+KINDS = ("npu", "cpu", "cuda")
+
+
+def explain(
+    model: Callable[..., Any],
+    /,
+    *args: Any,
+    explain_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Explanation:
+    """Say what ``torch.compile(model, backend="ascend_sp")(*args, **kwargs)`` would do on a rank.
+
+    No process group, no second rank and no device is needed, and no memory for weights: `model`
+    and its arguments may be on the ``meta`` device. They are copied without their numbers and left
+    as they are. Dynamo forgets what it has compiled so far (`torch.compiler.reset`).
+
+    Args:
+        model: the module; if it is compiled already, what was compiled.
+        args: what it is called with.
+        explain_options: ``ranks`` (default 2), the number of ranks; ``rank`` (0), the one to look
+            at; ``device``, what they are: ``"npu"``, ``"cpu"``, ``"cuda"``, the name of a card
+            (``"910B4"``) or a file that ``python -m ascend_sp.calibrate`` wrote, by default what
+            the model is on, an NPU if that is ``meta``; and every option of the backend but
+            ``degree`` and ``mesh``. ``verify`` is off unless asked for, since it takes time.
+        kwargs: what it is called with.
+
+    Raises:
+        ConfigError: an option that does not exist, or a bad value.
+        AscendSPError: what the compile would raise.
+    """
+    model = _pytorch.not_compiled(model)
+    asked = Asked.of(explain_options or {}, _device_of(model, args, kwargs))
+    watcher = _Watcher(asked)
+    mode = _pytorch.FakeTensorMode(allow_non_fake_inputs=True)
+    start = time.perf_counter()
+    torch.compiler.reset()
+    before = Counter(_pytorch.graph_breaks())
+    try:
+        with torch.no_grad():
+            model, args, kwargs = twins(mode, watcher.label, model, args, kwargs)
+            torch.compile(model, backend=watcher.backend, dynamic=False)(*args, **kwargs)
+    except _pytorch.BackendCompilerFailed as e:
+        raise e.inner_exception from None
+    finally:
+        torch.compiler.reset()
+    breaks = dict(Counter(_pytorch.graph_breaks()) - before)
+    for r in watcher.reports:
+        r.graph_breaks = breaks
+    return Explanation(
+        reports=watcher.reports,
+        ranks=asked.ranks,
+        device=asked.card,
+        remarks=watcher.remarks(),
+        seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody wants explained."""
+
+    ranks: int
+    rank: int
+    kind: str
+    """``npu``, ``cpu``, ``cuda``..."""
+    card: str
+    """Whose rates the estimates are from."""
+    config: Config
+
+    @staticmethod
+    def of(given: Mapping[str, Any], there: str) -> Asked:
+        """The options of `explain`, for a model that is on the device `there`.
+
+        Raises:
+            ConfigError: an unknown name or a bad value.
+        """
+        options = dict(given)
+        for name in ("degree", "mesh"):
+            if name in options:
+                raise ConfigError(f"explain makes its own ranks: say ranks=N instead of {name}.")
+        ranks, rank = options.pop("ranks", 2), options.pop("rank", 0)
+        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+            raise ConfigError(f"explain's ranks is {ranks!r}; it must be a whole number >= 1.")
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < ranks:
+            raise ConfigError(f"explain's rank is {rank!r}; it must be 0 to {ranks - 1}.")
+        device = options.pop("device", None) or there
+        config = Config.load({"verify": False} | options)
+        kind = device if device in KINDS else DEVICE
+        if device not in KINDS:
+            config = replace(config, cost_model=device)
+        card = find(config.cost_model, kind, ascend().soc).name
+        targets.ladder(config.target, kind)  # raises if it is not for this kind
+        return Asked(ranks, rank, kind, card, config)
+
+
+class _Watcher:
+    """A backend that looks on: it runs the passes and returns a program that only has shapes."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.label = asked.kind if _is_there(asked.kind) else "cpu"
+        """Where the tensors are said to be; an op of a device that is not there has no meaning."""
+        self.reports: list[Report] = []
+        self.traced_on = self.label
+
+    def backend(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What `torch.compile` calls with each graph."""
+        a = self.asked
+        topology = Topology(a.rank, a.ranks, "fake" if a.ranks > 1 else "", tuple(range(a.ranks)))
+        captured = PassContext(topology)
+        start = time.perf_counter()
+        gm = capture_attention(gm, captured)
+
+        def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            values = [_value(x) for x in aten.graph.output_node().args[0]]  # type: ignore[union-attr]
+            ctx = context(aten, inputs, a.config, topology, captured.notes)
+            if ctx.cost_model == "auto":
+                ctx.cost_model = a.card
+            self._passes(aten, ctx, {"AOTAutograd": time.perf_counter() - start})
+            return lambda _: values
+
+        return _pytorch.to_aten(gm, inputs, compile_graph)
+
+    def _passes(self, gm: fx.GraphModule, ctx: PassContext, times: dict[str, float]) -> None:
+        """Run the passes for the first target that takes the graph, and keep the report."""
+        config, self.traced_on = self.asked.config, ctx.device
+        dump = Dump.create(config.dump_dir, self.asked.rank)
+        dump.times |= times
+        dump.wanted = True
+        rungs = targets.ladder(config.target, self.asked.kind)
+        for target in rungs:
+            last = target is rungs[-1]
+            own = replace(
+                ctx,
+                target=target.name,
+                converts=target.converts if ctx.device == DEVICE else None,
+                notes=list(ctx.notes),
+                analysis=dict(ctx.analysis),
+            )
+            if ctx.device == DEVICE and target.missing(ctx.ascend) and not last:
+                continue
+            estimator = own.estimator()
+            one_rank = sum(estimator.seconds(n) for n in gm.graph.nodes)
+            attempt = compile_aten(gm if last else _pytorch.copy_of(gm), own, config, dump)
+            if ctx.device != DEVICE or last or not target.refuses(attempt):
+                dump.finish(attempt, own, config.described())
+                break
+        assert dump.report is not None
+        if self.asked.ranks > 1:
+            dump.report.one_rank = one_rank
+            dump.finish_times()  # the page says it, too
+        self.reports.append(dump.report)
+
+    def remarks(self) -> list[str]:
+        """What is not as it would be on the devices."""
+        if self.asked.kind == self.traced_on:
+            return []
+        if self.asked.kind == DEVICE:
+            return [
+                "Traced without torch_npu, so its fused attention, norms and rotary embeddings are "
+                "not put in: attention is shown as PyTorch's (sdpa), the rest as single ops. What "
+                "is split, and what is sent, is the same; computing is estimated as too long."
+            ]
+        return [f"The graph was traced for {self.traced_on}, since there is no {self.asked.kind}."]
+
+
+def _value(x: Any) -> Any:
+    return x.meta["val"] if isinstance(x, fx.Node) else x
+
+
+def _is_there(kind: str) -> bool:
+    """Whether PyTorch knows the device here, so that a fake tensor can be said to be on it."""
+    if kind == DEVICE:
+        return "torch_npu" in sys.modules
+    return kind == "cpu" or (kind == "cuda" and torch.cuda.is_available())
+
+
+def _device_of(*values: Any) -> str:
+    """The type of the device that tensors in `values` are on; an NPU if all are ``meta``."""
+    tensors = list(_tensors(values))
+    types = {t.device.type for t in tensors} - {"meta"}
+    return next(iter(sorted(types - {"cpu"})), "cpu" if types else DEVICE)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from (*value.parameters(), *value.buffers())
+    elif isinstance(value, Mapping):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for x in value:
+            yield from _tensors(x)
