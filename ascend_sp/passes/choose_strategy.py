@@ -159,23 +159,24 @@ class _Template:
 
     def add(self, strategy: Strategy) -> frozenset[int]:
         """Append the tasks; what the result stands on."""
-        sent: list[list[int]]
-        sizes = [share * width for share, width in zip(self.shares, self.widths, strict=True)]
+        groups = range(strategy.groups)
+        heads = [[self._heads(strategy, share, g) for share in self.shares] for g in groups]
+        sent: list[list[int]] = [[] for _ in groups]
         if strategy.kind == "packed":
             needs = frozenset[int]().union(*(self.behind[x] for x in self.operands))
-            sent = [[self._send(sum(sizes), needs)]]
+            size = sum(n * width for n, width in zip(self.shares, self.widths, strict=True))
+            sent = [[self._send(size, needs)]]
         else:
-            sent = [[] for _ in range(strategy.groups)]
-            for x, size in zip(self.operands, sizes, strict=True):
-                for starts in sent:
-                    starts.append(self._send(size / strategy.groups, self.behind[x]))
-        back = self.shares[0] * self.batch * self.rows * self.world * self.out_dim
+            for i, x in enumerate(self.operands):
+                for g in groups:
+                    sent[g].append(self._send(heads[g][i] * self.widths[i], self.behind[x]))
+        each = self.batch * self.rows * self.world * self.out_dim * self.dtype.itemsize
+        mask = self.behind[self.mask] if self.mask is not None else frozenset[int]()
         out = []
-        for starts in sent:
-            hidden = frozenset(starts) | (self.behind[self.mask] if self.mask else frozenset())
-            whole = self.estimator.attention_seconds(
+        for g, starts in enumerate(sent):
+            seconds = self.estimator.attention_seconds(
                 self.batch,
-                max(1, round(self.shares[0] / strategy.groups)),
+                heads[g][0],
                 self.rows * self.world,
                 self.keys * self.world,
                 self.dim,
@@ -183,10 +184,14 @@ class _Template:
                 self.dtype,
                 self.causal,
             )
-            attended = self._task("attention", whole, hidden, fills=True)
-            size = back * self.dtype.itemsize / strategy.groups
-            out.append(self._send(size, frozenset({attended})))
+            attended = self._task("attention", seconds, frozenset(starts) | mask, fills=True)
+            out.append(self._send(heads[g][0] * each, frozenset({attended})))
         return frozenset(out)
+
+    @staticmethod
+    def _heads(strategy: Strategy, share: int, group: int) -> int:
+        first, last = strategy.heads(share, group)
+        return int(last) - int(first)
 
     def _send(self, size: float, needs: frozenset[int]) -> int:
         packed = self._task("pack", self.estimator.copy_seconds(size), needs)
