@@ -89,6 +89,27 @@ def test_store_of_a_group_is_reachable() -> None:
     assert hasattr(torch.distributed.distributed_c10d, "_resolve_process_group")
 
 
+def test_dispatch_modes_can_be_left() -> None:
+    """AOTAutograd runs each graph under one for the first time."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from ascend_sp.runtime._pytorch import without_modes
+
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.ones(2)
+        before = len(seen)
+        with without_modes():
+            torch.ones(2)
+        assert before == len(seen) == 1
+
+
 def test_nested_values() -> None:
     from ascend_sp.runtime._pytorch import tree_leaves, tree_map
 

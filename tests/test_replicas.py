@@ -62,7 +62,7 @@ def test_a_sample_lies_all_over(shape: tuple[int, ...]) -> None:
     sample = spread(x, OF_PARAMETER)
     assert sample.numel() <= 2 * OF_PARAMETER
     assert sample.numel() >= min(OF_PARAMETER // 4, x.numel())
-    assert sample.max() >= 0.9 * x.max() or sample.numel() == x.numel()
+    assert sample.max() >= 0.75 * x.max() or sample.numel() == x.numel()
     assert digest(x, True) != digest(x + 1, True)
 
 

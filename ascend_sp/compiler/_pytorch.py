@@ -112,6 +112,7 @@ def input_sources(gm: fx.GraphModule) -> list[str]:
         source = getattr(node.meta.get("grapharg"), "source", None)
         text = str(source.name) if source is not None else node.name
         text = re.sub(r"^[LG]\['(\w+)'\]", r"\1", text)
+        text = re.sub(r"^kwargs\['(\w+)'\]", r"\1", text)  # of a decorator around the model's own
         out.append(re.sub(r"\._(?:modules|parameters|buffers)\['(\w+)'\]", r".\1", text))
     return out
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import (
@@ -14,9 +16,20 @@ from torch.distributed.distributed_c10d import (
     _get_group_tag,
     _resolve_process_group,
 )
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Store", "group_by_name", "store_of", "tag_of", "tree_leaves", "tree_map", "wait_for"]
+__all__ = [
+    "Store",
+    "group_by_name",
+    "store_of",
+    "tag_of",
+    "tree_leaves",
+    "tree_map",
+    "values_of",
+    "wait_for",
+    "without_modes",
+]
 
 
 def group_by_name(name: str) -> dist.ProcessGroup:
@@ -41,3 +54,18 @@ def wait_for(store: Store, keys: list[str], seconds: float) -> bool:
     except Exception:  # each kind of store has its own timeout error
         return False
     return True
+
+
+def values_of(store: Store, keys: list[str]) -> list[str]:
+    """The values of `keys`, all of them set; in one round trip where the store can."""
+    if store.has_extended_api():  # type: ignore[attr-defined]
+        return [v.decode() for v in store.multi_get(keys)]
+    return [store.get(k).decode() for k in keys]
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """A context without Python dispatch modes.
+
+    AOTAutograd watches the first run of each graph by one, which makes every op many times slower.
+    """
+    return _disable_current_modes()

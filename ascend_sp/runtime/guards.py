@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from ascend_sp.runtime._pytorch import Store, group_by_name, store_of, wait_for
+from ascend_sp.runtime._pytorch import Store, group_by_name, store_of, values_of, wait_for
 from ascend_sp.runtime.errors import RankMismatchError, TopologyError
 from ascend_sp.runtime.topology import Topology
 
@@ -128,7 +128,7 @@ def exchange(
         )
         announce_failure(topology, text)
         raise RankMismatchError(text)
-    words = [store.get(k).decode() for k in keys]
+    words = values_of(store, keys)
     if n:
         # All have come here, so nobody still reads what was said the last time.
         store.delete_key(f"{step.doing}/{n - 1}/{topology.rank}")

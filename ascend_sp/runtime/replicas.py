@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from ascend_sp.runtime import guards
+from ascend_sp.runtime._pytorch import without_modes
 from ascend_sp.runtime.topology import Topology
 
 ELEMENTS = 1 << 22
 """Elements of an input that are compared; of a larger one, so many spread evenly over it."""
-OF_PARAMETER = 1 << 8
+OF_PARAMETER = 1 << 6
 """The same for a parameter or buffer: files differ everywhere, so a sample shows it."""
 SHOWN = 8
 """Inputs that an error names."""
@@ -89,9 +90,11 @@ def compare(
     Raises:
         RankMismatchError: on every rank, naming the inputs and the ranks.
     """
+    with without_modes():
+        hashes = digests(inputs, values)
     rows = [
         (i.name, i.parameter, _described(v), h)
-        for i, v, h in zip(inputs, values, digests(inputs, values), strict=True)
+        for i, v, h in zip(inputs, values, hashes, strict=True)
     ]
     whole = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
     words = guards.exchange(topology, whole, timeout, STEP)
