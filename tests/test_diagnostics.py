@@ -35,6 +35,7 @@ def test_dump(tmp_path: Path) -> None:
             "07_lower_attention.py",
             "collectives.json",
             "compile_time.json",
+            "dataflow.svg",
             "placements.txt",
             "summary.md",
             "timeline.json",

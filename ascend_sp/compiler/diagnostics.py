@@ -10,7 +10,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import fx
 
 from ascend_sp.compiler._pytorch import graph_breaks, recompilation, trace_log, trace_structured
 from ascend_sp.compiler.page import summary
+from ascend_sp.compiler.picture import picture
 from ascend_sp.compiler.report import Report, report
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
@@ -84,10 +85,12 @@ class Dump:
         if self.folder is None and not trace_enabled() and not self.wanted:
             return
         self.report = report(gm, ctx, self.number, options, graph_breaks(), list(_recompiles))
-        self.write("placements.txt", placement_table(gm))
-        self.write("collectives.json", json.dumps(self.report.collectives, indent=1))
-        if TIMELINES in ctx.analysis:
-            self.write("timeline.json", json.dumps(chrome_trace(ctx.analysis[TIMELINES])))
+        r, lines = self.report, ctx.analysis.get(TIMELINES)
+        self._make("placements.txt", lambda: placement_table(gm))
+        self._make("collectives.json", lambda: json.dumps(r.collectives, indent=1))
+        if lines is not None:
+            self._make("timeline.json", lambda: json.dumps(chrome_trace(lines)))
+        self._make("dataflow.svg", lambda: picture(gm, r, lines))
         text = summary(self.report)
         self.write("summary.md", text)
         self._trace("ascend_sp_summary", text)
@@ -98,6 +101,17 @@ class Dump:
         if self.report is not None:
             self.report.seconds = self.times
             self.write("summary.md", summary(self.report))
+
+    def _make(self, name: str, text: Callable[[], str]) -> None:
+        """Write one file; what cannot be told of a program is no reason not to run it."""
+        if self.folder is None:
+            return
+        try:
+            made = text()
+        except Exception as e:
+            warnings.warn(f"ascend_sp cannot make {name}: {type(e).__name__}: {e}", stacklevel=2)
+            return
+        self.write(name, made)
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, if there is a folder and it can be written."""
