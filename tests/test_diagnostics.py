@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import runpy
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ascend_sp.compiler.runnable import script
 from models import flux, flux_inputs
 from processes import run, values
+from simulator import capture, compile_rank
 from toy import SelfAttention
 
 
@@ -35,6 +41,7 @@ def test_dump(tmp_path: Path) -> None:
             "07_lower_attention.py",
             "collectives.json",
             "compile_time.json",
+            "dataflow.svg",
             "placements.txt",
             "summary.md",
             "timeline.json",
@@ -61,13 +68,63 @@ def test_dump(tmp_path: Path) -> None:
         placements = (folder / "placements.txt").read_text()
         assert "S(1: [17])" in placements
         assert "transformer_flux.py" in placements
-        compile((folder / "05_ulysses.py").read_text(), "graph", "exec")
+        head = (folder / "05_ulysses.py").read_text()[:1500]
+        assert "after ulysses" in head and "strategy=separate" in head
+        assert "   +8  _c10d_functional.all_to_all_single.default" in head
+        assert "   -2  ascend_sp.split_attention.default" in head
+    # A file runs by itself, in one process, as the rank that wrote it.
+    folder = next(tmp_path.glob("graph_*/rank_1"))
+    for name in ("00_captured", "07_lower_attention"):
+        line = [sys.executable, str(folder / f"{name}.py")]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+        assert done.stdout == "(1, 17, 16)\n", done.stderr
+    with pytest.raises(SystemExit, match="split_attention stands for communication"):
+        runpy.run_path(str(folder / "04_choose_strategy.py"), run_name="__main__")
 
 
-def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+class Constants(torch.nn.Module):
+    """Has numbers of its own, and an input that is an integer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = SelfAttention(12, 3)
+
+    def forward(self, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return self.inner(x * torch.tensor([0.5, 2.0, float("inf")])[:2].sum())[:, at]
+
+
+def test_a_file_computes_what_the_graph_computes() -> None:
+    model = Constants()
+    inputs = torch.randn(2, 5, 12).transpose(0, 1).contiguous().transpose(0, 1), torch.tensor([3])
+    captured = capture(model, *inputs)
+    gm, _ = compile_rank(captured, 0, 1)
+    space: dict[str, Any] = {"__name__": "dumped"}
+    exec(script(gm, 0, ["a graph"]), space)
+    graph = space["Graph"]()
+    space["constants"](graph)
+    torch.testing.assert_close(graph(*captured.inputs), gm(*captured.inputs), rtol=0, atol=0)
+    made = space["inputs"]()
+    for x, own in zip(captured.inputs, made, strict=True):
+        assert (x.shape, x.stride(), x.dtype) == (own.shape, own.stride(), own.dtype)
+    assert all(out.isfinite().all() for out in graph(*made))
+
+
+@pytest.mark.parametrize("kind", ["file", "read only", "full"])
+def test_dumps_never_stop_a_compile(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "dump"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28 if kind == "full" else 30, "no room")
+
+    if kind == "file":
+        folder.write_text("")
+    else:
+        monkeypatch.setattr(Path, "mkdir" if kind == "read only" else "write_text", refuse)
     model, x = SelfAttention(12, 3), torch.randn(1, 5, 12)
-    options = {"target": "eager", "dump_dir": str(tmp_path / "file")}
-    with torch.no_grad(), pytest.warns(UserWarning, match="cannot dump to"):
+    options = {"target": "eager", "dump_dir": str(folder)}
+    with torch.no_grad(), pytest.warns(UserWarning, match="cannot dump to") as seen:
         got = torch.compile(model, backend="ascend_sp", options=options)(x)
+    assert len([w for w in seen if "cannot dump" in str(w.message)]) == 1
     torch.testing.assert_close(got, model(x).detach())

@@ -508,7 +508,7 @@ def test_compiled(name: str, target: str, tmp_path: Path) -> None:
         text = (tmp_path / "graph_0" / f"rank_{rank}" / "summary.md").read_text()
         assert "tensor-parallel already" in text
         # Two layers, each with an attention and a feed-forward, and the vocabulary; no all-to-all.
-        assert "Collectives: 5 all_reduce;" in text
+        assert "Collectives: 5 all-reduces;" in text
 
 
 class Breaks(nn.Module):

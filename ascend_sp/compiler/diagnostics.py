@@ -10,7 +10,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,9 @@ from torch import fx
 
 from ascend_sp.compiler._pytorch import graph_breaks, recompilation, trace_log, trace_structured
 from ascend_sp.compiler.page import summary
+from ascend_sp.compiler.picture import picture
 from ascend_sp.compiler.report import Report, report
+from ascend_sp.compiler.runnable import change, counts, script
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.timeline import TIMELINES, chrome_trace
@@ -43,7 +45,10 @@ class Dump:
     """The facts about the finished graph, once there is one to write."""
     wanted: bool = False
     """Whether somebody asks for the report, folder or not."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The configuration as text, for the heads of files."""
     _steps: int = 0
+    _counts: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def create(cls, root: str | None, rank: int) -> Dump:
@@ -70,12 +75,22 @@ class Dump:
         step, self._steps = self._steps, self._steps + 1
         if self.folder is None and not trace_enabled():
             return
-        ops = Counter(str(n.target) for n in gm.graph.nodes if n.op == "call_function")
-        head = "".join(f"#   {count:5d}  {op}\n" for op, count in ops.most_common())
-        gm.recompile()
-        text = gm.print_readable(print_output=False, include_stride=True)
-        text = text.replace("class <lambda>(", "class Graph(", 1)  # AOTAutograd's name for it
-        body = f"# after {name} ({seconds:.4f} s), {sum(ops.values())} ops\n{head}\n{text}\n"
+        now = counts(gm)
+        told = change(self._counts, now) or ["nothing"]
+        if step == 0:
+            told = [f"{n:5d}  {op}" for op, n in now.most_common()]
+        head = [
+            f"Graph {self.number} on rank {self.rank} after {name} ({seconds:.4f} s).",
+            f"Options: {', '.join(f'{k}={v}' for k, v in self.options.items())}",
+            f"{sum(now.values())} ops" + (f"; what {name} changed:" if step else ":"),
+            *told,
+        ]
+        self._counts = now
+        try:
+            body = script(gm, self.rank, head)
+        except Exception as e:
+            warnings.warn(f"ascend_sp cannot write the graph after {name}: {e}", stacklevel=2)
+            return
         self.write(f"{step:02d}_{name}.py", body)
         self._trace(f"ascend_sp_{step:02d}_{name}", body)
 
@@ -84,10 +99,12 @@ class Dump:
         if self.folder is None and not trace_enabled() and not self.wanted:
             return
         self.report = report(gm, ctx, self.number, options, graph_breaks(), list(_recompiles))
-        self.write("placements.txt", placement_table(gm))
-        self.write("collectives.json", json.dumps(self.report.collectives, indent=1))
-        if TIMELINES in ctx.analysis:
-            self.write("timeline.json", json.dumps(chrome_trace(ctx.analysis[TIMELINES])))
+        r, lines = self.report, ctx.analysis.get(TIMELINES)
+        self._make("placements.txt", lambda: placement_table(gm))
+        self._make("collectives.json", lambda: json.dumps(r.collectives, indent=1))
+        if lines is not None:
+            self._make("timeline.json", lambda: json.dumps(chrome_trace(lines)))
+        self._make("dataflow.svg", lambda: picture(gm, r, lines))
         text = summary(self.report)
         self.write("summary.md", text)
         self._trace("ascend_sp_summary", text)
@@ -98,6 +115,17 @@ class Dump:
         if self.report is not None:
             self.report.seconds = self.times
             self.write("summary.md", summary(self.report))
+
+    def _make(self, name: str, text: Callable[[], str]) -> None:
+        """Write one file; what cannot be told of a program is no reason not to run it."""
+        if self.folder is None:
+            return
+        try:
+            made = text()
+        except Exception as e:
+            warnings.warn(f"ascend_sp cannot make {name}: {type(e).__name__}: {e}", stacklevel=2)
+            return
+        self.write(name, made)
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, if there is a folder and it can be written."""

@@ -138,6 +138,7 @@ def compile_aten(
         )
     facts = {"aten"}
     if dump:
+        dump.options = config.described()
         dump.graph(gm, "captured", 0.0)
     for p in passes:
         if not p.when(ctx) or p.name in config.skip_passes:
