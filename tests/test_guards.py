@@ -26,7 +26,7 @@ def compiled(
     torch.manual_seed(seed)
     if model is None:
         model = SelfAttention(12, 3)
-    options = {"target": "eager", "check_timeout": 100, **options}
+    options = {"target": "eager", "check_timeout": 100, "strategy": "separate", **options}
     return torch.compile(model, backend="ascend_sp", options=options, dynamic=dynamic)
 
 

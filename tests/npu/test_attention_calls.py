@@ -307,7 +307,12 @@ def run_flux(rank: int, world: int, folder: str) -> list[Any]:
         inputs = tree_map_only(Tensor, lambda t: t.to("npu"), inputs)
         model.set_attention_backend("_native_npu")
         eager = model(**inputs)[0]
-        options = {"target": target, "dump_dir": f"{folder}/{target}", "on_unsharded": "error"}
+        options = {
+            "target": target,
+            "strategy": "separate",
+            "dump_dir": f"{folder}/{target}",
+            "on_unsharded": "error",
+        }
         compiled = torch.compile(model, backend="ascend_sp", options=options, fullgraph=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "ascend_sp")  # no other target may take over
