@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ascend_sp import Config, ConfigError
-from ascend_sp.compiler.config import PREFIX, option_name
+from ascend_sp.compiler.config import NO_VARIABLE, PREFIX, option_name
 
 
 def test_defaults() -> None:
@@ -37,6 +37,8 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         ({"sequence_parallel": "maybe"}, ["'maybe'", "1/true/on or 0/false/off"]),
         ({"mesh": 2}, ["2", "DeviceMesh"]),
         ({"dump_dir": 7}, ["7", "a folder"]),
+        ({"pre_passes": ["ulysses"]}, ["'ulysses'", "functions (gm, ctx) -> gm"]),
+        ({"observer": 1}, ["1", "a function (name, gm, ctx)"]),
         ({"on_unsharded": "raise"}, ["'raise'", "fallback or error"]),
     ],
 )
@@ -75,5 +77,5 @@ def test_readme_has_every_option() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     for f in fields(Config):
         assert f"| `{option_name(f)}` |" in readme
-        if f.name != "mesh":
+        if f.name not in NO_VARIABLE:
             assert f"`{PREFIX}{option_name(f).upper()}`" in readme

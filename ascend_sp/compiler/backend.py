@@ -17,6 +17,7 @@ from ascend_sp.compiler import _pytorch, ladder
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.pipeline import capture_attention
+from ascend_sp.compiler.ranges import ranged
 from ascend_sp.passes.context import Note, PassContext
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
@@ -118,7 +119,9 @@ def _compile(
         if ctx.topology.size > 1:
             guards.announce_failure(ctx.topology, str(e))
         raise
-    return guards.guarded(run, ctx.topology, f"graph {dump.number}")
+    name = f"graph {dump.number}"
+    run = ranged(run, f"ascend_sp: {name}, rank {ctx.topology.rank} of {ctx.topology.size}")
+    return guards.guarded(run, ctx.topology, name)
 
 
 def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) -> None:
@@ -154,7 +157,9 @@ def _program(gm: fx.GraphModule, config: Config, ctx: PassContext) -> dict[str, 
     code = "\n".join(n.format_node() or "" for n in gm.graph.nodes)
     # Every rank has a device of its own; "npu:1" here is "npu:0" there.
     code = re.sub(rf"\b{ctx.device}:\d+", ctx.device, code)
-    options = {k: v for k, v in config.described().items() if k not in ("dump_dir", "mesh")}
+    options = {
+        k: v for k, v in config.described().items() if k not in ("dump_dir", "mesh", "observer")
+    }
     versions = f"torch {torch.__version__}"
     if ctx.device == DEVICE:
         a = ctx.ascend
