@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def test_dump(tmp_path: Path) -> None:
     folder = next(tmp_path.glob("graph_*/rank_1"))
     for name in ("00_captured", "07_lower_attention"):
         line = [sys.executable, str(folder / f"{name}.py")]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)
         assert done.stdout == "(1, 17, 16)\n", done.stderr
     with pytest.raises(SystemExit, match="split_attention stands for communication"):
         runpy.run_path(str(folder / "04_choose_strategy.py"), run_name="__main__")

@@ -158,3 +158,28 @@ def test_inputs_have_the_names_that_the_user_gave_them() -> None:
         model = torch.compile(Model(), backend=backend, dynamic=True)
         model(torch.ones(3, 2), {"mask": torch.ones(3, 1)})
     assert {"hidden_states", "more['mask']", "self.table", "self.layers.0.weight"} <= set(names)
+
+
+def test_what_diagnostics_stand_on() -> None:
+    """Counters, the profiler's switch, recompile reasons, and loggers that TORCH_LOGS finds."""
+    from torch._dynamo.utils import get_debug_dir, get_metrics_context
+    from torch.autograd import profiler
+
+    from ascend_sp.compiler import _pytorch
+
+    assert _pytorch.profiling() is False is profiler._is_profiler_enabled
+    with torch.profiler.profile():
+        assert _pytorch.profiling() is True
+    assert isinstance(get_metrics_context()._metrics, dict)
+    assert callable(get_debug_dir)
+    told: list[tuple[int, str]] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        told.append(_pytorch.recompilation())
+        return gm
+
+    f = torch.compile(lambda x, n: x * n, backend=backend, dynamic=False)
+    f(torch.ones(2), 2)
+    f(torch.ones(2), 3)
+    assert told[0] == (0, "")
+    assert told[1][0] == 1 and "== 2" in told[1][1]

@@ -5,34 +5,40 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.source import ConstantSource
-from torch._dynamo.utils import counters, get_metrics_context
+from torch._dynamo.utils import counters, get_debug_dir, get_metrics_context
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._inductor.compile_fx import compile_fx
 from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import profiler
 
 __all__ = [
     "BackendCompilerFailed",
     "FakeTensorMode",
     "copy_of",
     "count",
+    "debug_dir",
     "graph_breaks",
     "inductor",
     "input_sources",
+    "join_group",
     "named_inputs",
     "not_compiled",
+    "profiling",
     "recompilation",
     "static_input_indices",
     "to_aten",
@@ -73,6 +79,27 @@ def recompilation() -> tuple[int, str]:
 def count(name: str, by: int = 1) -> None:
     """Add to ``torch._dynamo.utils.counters["ascend_sp"][name]``."""
     counters["ascend_sp"][name] += by
+
+
+def profiling() -> bool:
+    """Whether a profiler is running; costs nothing to ask."""
+    return profiler._is_profiler_enabled
+
+
+def debug_dir() -> str | None:
+    """Where PyTorch puts what it writes with ``TORCH_COMPILE_DEBUG=1``; None without that."""
+    return get_debug_dir() if os.environ.get("TORCH_COMPILE_DEBUG", "0") == "1" else None
+
+
+def join_group(rank: int, ranks: int, name: str) -> None:
+    """Be one of `ranks` in a group `name` that sends nothing; for files of `runnable.py`."""
+    import torch.testing._internal.distributed.fake_pg  # registers the backend
+
+    dist.init_process_group("fake", rank=rank, world_size=ranks, store=dist.HashStore())
+    world = dist.group.WORLD
+    assert world is not None
+    if name != world.group_name:
+        torch._C._distributed_c10d._register_process_group(name, world)  # type: ignore[arg-type]
 
 
 def to_aten(

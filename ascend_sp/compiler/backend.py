@@ -18,6 +18,7 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.numerics import NumericCheck
 from ascend_sp.compiler.pipeline import capture_attention, optional_passes
+from ascend_sp.compiler.ranges import ranged
 from ascend_sp.passes.context import Note, PassContext, source_line
 from ascend_sp.runtime import guards, replicas, stalls
 from ascend_sp.runtime.errors import AscendSPError, ConfigError
@@ -127,6 +128,7 @@ def _compile(
         raise
     name = f"graph {dump.number}"
     run = check.wrap(lowered.run) if check else lowered.run
+    run = ranged(run, f"ascend_sp: {name}, rank {ctx.topology.rank} of {ctx.topology.size}")
     run = stalls.guarded(run, ctx.topology, name, lowered.calls)
     if not lowered.calls:
         return run  # its ranks have nothing to do with each other, so their inputs may differ
@@ -187,7 +189,8 @@ def _program(
     # Every rank has a device of its own; "npu:1" here is "npu:0" there.
     own = re.compile(rf"\b{ctx.device}:\d+")
     lines = [own.sub(ctx.device, n.format_node() or "") for n in gm.graph.nodes]
-    options = {k: v for k, v in config.described().items() if k not in ("dump_dir", "mesh")}
+    private = ("dump_dir", "mesh", "observer")
+    options = {k: v for k, v in config.described().items() if k not in private}
     versions = f"torch {torch.__version__}"
     if ctx.device == DEVICE:
         a = ctx.ascend

@@ -18,6 +18,8 @@ from ascend_sp.passes.overlap.strategies import parse
 from ascend_sp.runtime.errors import ConfigError
 
 PREFIX = "ASCEND_SP_"
+NO_VARIABLE = ("mesh", "pre_passes", "post_passes", "observer")
+"""Options whose values no environment variable can hold."""
 
 
 def _flag(value: Any) -> bool:
@@ -71,6 +73,19 @@ def _share(value: Any) -> float:
 
 def _path(value: Any) -> str:
     return os.fspath(value)
+
+
+def _passes(value: Any) -> tuple[Callable[..., Any], ...]:
+    value = (value,) if callable(value) else tuple(value)
+    if not all(callable(v) for v in value):
+        raise ValueError
+    return value
+
+
+def _callable(value: Any) -> Callable[..., Any]:
+    if not callable(value):
+        raise ValueError
+    return value
 
 
 def _mesh(value: Any) -> DeviceMesh:
@@ -177,6 +192,24 @@ class Config:
         f"auto, {', '.join(DEVICES)}, or a file that ascend_sp.calibrate wrote",
         "The device whose rates the estimates stand on; auto goes by the device that is there.",
     )
+    pre_passes: tuple[Callable[..., Any], ...] = _option(
+        (),
+        _passes,
+        "functions (gm, ctx) -> gm; only as an option",
+        "Passes of your own on the model's graph of whole tensors, before those of ascend_sp.",
+    )
+    post_passes: tuple[Callable[..., Any], ...] = _option(
+        (),
+        _passes,
+        "functions (gm, ctx) -> gm; only as an option",
+        "Passes of your own on one rank's finished program, before it is lowered.",
+    )
+    observer: Callable[..., Any] | None = _option(
+        None,
+        _callable,
+        "a function (name, gm, ctx); only as an option",
+        "Called with the graph before the first pass and after each, to look at.",
+    )
 
     @classmethod
     def load(cls, options: Mapping[str, Any] | None = None) -> Config:
@@ -195,21 +228,29 @@ class Config:
                 )
         for variable in os.environ:
             name = variable.removeprefix(PREFIX)
-            if variable.startswith(PREFIX) and (name.lower() not in declared or name == "MESH"):
-                known = ", ".join(PREFIX + n.upper() for n in declared if n != "mesh")
+            known_name = name.lower() in declared and name.lower() not in NO_VARIABLE
+            if variable.startswith(PREFIX) and not known_name:
+                known = ", ".join(PREFIX + n.upper() for n in declared if n not in NO_VARIABLE)
                 raise ConfigError(f"unknown environment variable {variable}. Known: {known}.")
         values: dict[str, Any] = {}
         for name, f in declared.items():
             variable = PREFIX + name.upper()
             if name in given:
                 values[f.name] = _parse(f, f"option {name!r}", given[name])
-            elif os.environ.get(variable, "") != "":
+            elif name not in NO_VARIABLE and os.environ.get(variable, "") != "":
                 values[f.name] = _parse(f, variable, os.environ[variable])
         return cls(**values)
 
     def described(self) -> dict[str, str]:
         """The values as text, for dumps and for comparing ranks."""
-        return {option_name(f): str(getattr(self, f.name)) for f in fields(self)}
+        return {option_name(f): _text(getattr(self, f.name)) for f in fields(self)}
+
+
+def _text(value: Any) -> str:
+    """A value as text that is the same on all ranks: functions by their names."""
+    if isinstance(value, tuple):
+        return ", ".join(map(_text, value))
+    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else str(value)
 
 
 def option_name(f: Field[Any]) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import os
 import time
 import warnings
 from collections import Counter
@@ -17,16 +19,26 @@ from pathlib import Path
 
 from torch import fx
 
-from ascend_sp.compiler._pytorch import graph_breaks, recompilation, trace_log, trace_structured
+from ascend_sp.compiler._pytorch import (
+    count,
+    debug_dir,
+    graph_breaks,
+    recompilation,
+    trace_log,
+    trace_structured,
+)
 from ascend_sp.compiler.page import summary
 from ascend_sp.compiler.picture import picture
-from ascend_sp.compiler.report import Report, report
+from ascend_sp.compiler.report import Report, collectives, report
 from ascend_sp.compiler.runnable import change, counts, script
-from ascend_sp.passes.context import PassContext, source_line
+from ascend_sp.passes.context import IMPLEMENTATIONS, PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.timeline import TIMELINES, chrome_trace
 from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
+from ascend_sp.passes.ulysses import EXCHANGES
 
+log = logging.getLogger(__name__)
+"""``TORCH_LOGS="ascend_sp"`` shows the page of each graph, ``"+ascend_sp"`` the graphs as well."""
 _numbers = itertools.count()
 _recompiles: list[str] = []
 """Why code was compiled once more, in this process."""
@@ -53,6 +65,9 @@ class Dump:
     @classmethod
     def create(cls, root: str | None, rank: int) -> Dump:
         """A record that writes to ``root/graph_N/rank_R``, if there is a root."""
+        debug = debug_dir()
+        if root is None and debug is not None:
+            root = os.path.join(debug, "ascend_sp")
         dump = cls(rank)
         times, why = recompilation()
         if times:
@@ -73,7 +88,8 @@ class Dump:
         if seconds:
             self.times[name] = seconds
         step, self._steps = self._steps, self._steps + 1
-        if self.folder is None and not trace_enabled():
+        shown = log.isEnabledFor(logging.DEBUG)
+        if self.folder is None and not trace_enabled() and not shown:
             return
         now = counts(gm)
         told = change(self._counts, now) or ["nothing"]
@@ -93,10 +109,14 @@ class Dump:
             return
         self.write(f"{step:02d}_{name}.py", body)
         self._trace(f"ascend_sp_{step:02d}_{name}", body)
+        log.debug("graph %d after %s:\n%s", self.number, name, body)
 
     def finish(self, gm: fx.GraphModule, ctx: PassContext, options: dict[str, str]) -> None:
         """Write the placements, the collectives, the timeline and the summary."""
-        if self.folder is None and not trace_enabled() and not self.wanted:
+        if not self.wanted:  # somebody only asks what would be compiled
+            count_up(gm, ctx)
+        shown = log.isEnabledFor(logging.INFO)
+        if self.folder is None and not trace_enabled() and not self.wanted and not shown:
             return
         self.report = report(gm, ctx, self.number, options, graph_breaks(), list(_recompiles))
         r, lines = self.report, ctx.analysis.get(TIMELINES)
@@ -108,6 +128,8 @@ class Dump:
         text = summary(self.report)
         self.write("summary.md", text)
         self._trace("ascend_sp_summary", text)
+        self._trace("ascend_sp_collectives", json.dumps(r.collectives), "json")
+        log.info("%s", text)
 
     def finish_times(self) -> None:
         """Write what took how long, once lowering is done."""
@@ -138,12 +160,22 @@ class Dump:
             warnings.warn(f"ascend_sp cannot dump to {self.folder}: {e}", stacklevel=2)
             self.folder = None
 
-    def _trace(self, name: str, payload: str) -> None:
+    def _trace(self, name: str, payload: str, encoding: str = "string") -> None:
         trace_structured(
             "artifact",
-            metadata_fn=lambda: {"name": name, "encoding": "string"},
+            metadata_fn=lambda: {"name": name, "encoding": encoding},
             payload_fn=lambda: payload,
         )
+
+
+def count_up(gm: fx.GraphModule, ctx: PassContext) -> None:
+    """Add a compiled graph to PyTorch's counters of compiles."""
+    split = len(ctx.analysis.get(EXCHANGES, ()))
+    count("graphs")
+    count("attentions_split", split)
+    count("attentions", len({a["node"] for a in ctx.analysis.get(IMPLEMENTATIONS, ())}))
+    for row in collectives(gm):
+        count(row["op"])
 
 
 def trace_enabled() -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from ascend_sp.compiler.ranges import WORDS
 from ascend_sp.compiler.report import Report
 
 NOTES = {
@@ -22,12 +23,6 @@ COLUMNS = (
     *("n", "rows", "heads", "mask", "travels", "all-to-alls", "sent", "hidden", "runs as"),
     "called at",
 )
-WORDS = {
-    "all_to_all_single": "all-to-all",
-    "all_gather_into_tensor": "all-gather",
-    "all_reduce": "all-reduce",
-}
-"""What people call collectives."""
 
 
 def summary(r: Report, *, short: bool = False) -> str:

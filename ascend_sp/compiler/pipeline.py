@@ -17,6 +17,7 @@ from ascend_sp.passes.choose_strategy import choose_strategy
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.decompose_complex import decompose_complex
 from ascend_sp.passes.decompose_unsupported import decompose_unsupported
+from ascend_sp.passes.emitter import ORIGIN, Emitter
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm
@@ -26,7 +27,7 @@ from ascend_sp.passes.schedule_collectives import schedule_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
 from ascend_sp.passes.ulysses import ulysses
-from ascend_sp.runtime.errors import ConfigError
+from ascend_sp.runtime.errors import ConfigError, VerificationError
 from ascend_sp.runtime.npu import DEVICE
 
 __all__ = ["PASSES", "Pass", "capture_attention", "compile_aten", "optional_passes"]
@@ -74,11 +75,13 @@ class Pass:
     """Whether the pass is for this compile."""
     optional: bool = False
     """The program is right without it, so `skip_passes` may name it."""
+    users: bool = False
+    """It is not ours."""
 
     @property
     def name(self) -> str:
         """The name of its function."""
-        return self.run.__name__
+        return getattr(self.run, "__name__", type(self.run).__name__)
 
 
 def _facts(*names: str) -> frozenset[str]:
@@ -137,6 +140,9 @@ def compile_aten(
             f"skip_passes names {', '.join(unknown)}; it may hold {', '.join(optional_passes())}."
         )
     facts = {"aten"}
+    look = config.observer or _nothing
+    passes = (*_of_user(config.pre_passes), *passes, *_of_user(config.post_passes))
+    look("captured", gm, ctx)
     if dump:
         dump.options = config.described()
         dump.graph(gm, "captured", 0.0)
@@ -146,16 +152,51 @@ def compile_aten(
         if not p.requires <= facts:
             raise AssertionError(f"{p.name} requires {set(p.requires - facts)}; have {facts}")
         start = time.perf_counter()
-        gm = p.run(gm, ctx)
+        gm = _run_users(p, gm, ctx) if p.users else p.run(gm, ctx)
         gm.graph.eliminate_dead_code()
         spent = time.perf_counter() - start
         if config.verify:
             with dump.timed("verify") if dump else nullcontext():
-                verify(gm, ctx, p.name)
+                _verify(gm, ctx, p)
         facts |= p.ensures
+        look(p.name, gm, ctx)
         if dump:
             dump.graph(gm, p.name, spent)
         if after:
             after(p.name, gm)
     gm.recompile()
     return gm
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _of_user(functions: Iterable[Callable[..., fx.GraphModule]]) -> tuple[Pass, ...]:
+    return tuple(Pass(f, users=True) for f in functions)
+
+
+def _run_users(p: Pass, gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    """A pass that somebody else wrote; nodes that it made get their fake values."""
+    found = p.run(gm, ctx)
+    if not isinstance(found, fx.GraphModule):
+        raise ConfigError(
+            f"{p.name} of pre_passes or post_passes returned {type(found).__name__}; it must "
+            "return the graph module."
+        )
+    emit = Emitter(found, p.name)
+    for node in found.graph.nodes:
+        if node.op == "call_function" and "val" not in node.meta:
+            emit.refresh(node)
+            node.meta.setdefault(ORIGIN, f"{p.name}({node.name})")
+    return found
+
+
+def _verify(gm: fx.GraphModule, ctx: PassContext, p: Pass) -> None:
+    try:
+        verify(gm, ctx, p.name)
+    except VerificationError as e:
+        if not p.users:
+            raise
+        told = str(e).partition(" This is a bug in ascend_sp")[0]
+        raise VerificationError(f"{told} {p.name} is a pass of pre_passes or post_passes.") from e

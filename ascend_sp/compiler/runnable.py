@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import device, inf, nan
 
 import ascend_sp  # has the ops of attention
+from ascend_sp.compiler._pytorch import FakeTensorMode, join_group
 {imports}
 RANK, RANKS, GROUP = {rank}, {ranks}, {group!r}
 
@@ -49,14 +50,7 @@ def main():
     fake = "--fake" in sys.argv
     if RANKS > 1:
         # One process stands for this rank; collectives return numbers of no meaning.
-        from torch._C._distributed_c10d import _register_process_group
-        from torch.testing._internal.distributed import fake_pg  # registers its backend
-
-        dist.init_process_group("fake", rank=RANK, world_size=RANKS, store=dist.HashStore())
-        if GROUP != dist.group.WORLD.group_name:
-            _register_process_group(GROUP, dist.group.WORLD)
-    if fake:
-        from torch._subclasses.fake_tensor import FakeTensorMode
+        join_group(RANK, RANKS, GROUP)
     torch.manual_seed(0)
     with FakeTensorMode() if fake else nullcontext(), torch.no_grad():
         graph = Graph()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from ascend_sp.compiler.config import PREFIX, Config, option_name
+from ascend_sp.compiler.config import NO_VARIABLE, PREFIX, Config, option_name
 from ascend_sp.compiler.pipeline import optional_passes
 
 HEAD = """# Toggles
@@ -19,9 +19,9 @@ HEAD = """# Toggles
     ASCEND_SP_TARGET=eager torchrun ...
 
 Options win over the environment, which wins over the default. A name or a value that does not exist
-is an error that lists those that do. All ranks must have the same, `dump_dir` and `mesh` excepted.
-They are read when a graph is compiled: `torch.compiler.reset()` before a change of the environment
-in a running program. What to switch when: [debugging.md](debugging.md).
+is an error that lists those that do. All ranks must have the same, except for `dump_dir`, `mesh` and
+`observer`. They are read when a graph is compiled: `torch.compiler.reset()` before a change of the
+environment in a running program. What to switch when: [debugging.md](debugging.md).
 
 | option | environment | values | default | effect |
 |---|---|---|---|---|
@@ -33,7 +33,7 @@ def page() -> str:
     rows = []
     for f in fields(Config):
         name = option_name(f)
-        variable = "" if name == "mesh" else f"`{PREFIX}{name.upper()}`"
+        variable = "" if name in NO_VARIABLE else f"`{PREFIX}{name.upper()}`"
         allowed, effect = f.metadata["allowed"], f.metadata["effect"]
         rows.append(f"| `{name}` | {variable} | {allowed} | {_shown(f.default)} | {effect} |\n")
     passes = ", ".join(f"`{name}`" for name in optional_passes())

@@ -7,16 +7,19 @@ from typing import Any
 
 from torch import fx
 
+from ascend_sp.compiler._pytorch import profiling
+from ascend_sp.compiler.ranges import Interpreter, names
 from ascend_sp.compiler.targets.base import Runnable, Target
 
 
 def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]) -> Runnable:
     """Run the ATen ops one by one."""
+    named = names(gm)
 
     def run(args: list[Any]) -> Sequence[Any]:
         values = tuple(args)
         args.clear()
-        return gm(*values)
+        return Interpreter(gm, named).run(*values) if profiling() else gm(*values)
 
     return run
 
