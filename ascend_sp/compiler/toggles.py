@@ -19,7 +19,7 @@ HEAD = """# Toggles
     ASCEND_SP_TARGET=eager torchrun ...
 
 Options win over the environment, which wins over the default. A name or a value that does not exist
-is an error that lists those that do. All ranks must have the same, except for `dump_dir`, `mesh` and
+is an error that lists those that do. All ranks must have the same, but for `dump_dir`, `mesh` and
 `observer`. They are read when a graph is compiled: `torch.compiler.reset()` before a change of the
 environment in a running program. What to switch when: [debugging.md](debugging.md).
 
