@@ -20,40 +20,47 @@ from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines, timeline
 def schedule_collectives(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Reorder the nodes of `gm`; what they compute stays the same."""
     given = list(gm.graph.nodes)
-    memory = Memory(given)
-    before = memory.peak(given)
-    limited = False
-    best, after = given, before
-    if ctx.overlap:
-        neutral = ctx.estimator(fuses=False)
-        p = program(
-            given,
-            lambda n: neutral.seconds(n) if alike_on_all_ranks(n) else 0.0,
-            neutral.transfer,
-            ctx.fuses,
-        )
-        as_given = simulate(p.tasks, range(len(p.tasks))).makespan
-        for window in (WINDOW, WINDOW // 8, 0):
-            order = schedule(p.tasks, window)
-            if simulate(p.tasks, order).makespan > as_given:
-                continue
-            nodes = nodes_in(order, p)
-            needed = memory.peak(nodes)
-            if needed <= before * (1 + ctx.memory_budget):
-                best, after = nodes, needed
-                break
-            limited = True
+    best, limited = _ordered(given, ctx) if ctx.overlap else (given, False)
     estimator = ctx.estimator()
     first = timeline(given, estimator, made=False, limited=False)
     relink(best)
+    memory = Memory(given)
     ctx.analysis[TIMELINES] = Timelines(
         first,
         timeline(best, estimator, made=ctx.overlap, limited=limited),
         estimator.device.name,
-        before,
-        after,
+        memory.peak(given),
+        memory.peak(best),
         ctx.memory_budget,
         limited,
         ctx.overlap,
     )
     return gm
+
+
+def _ordered(given: list[fx.Node], ctx: PassContext) -> tuple[list[fx.Node], bool]:
+    """The order that hides most within the budget, and whether the budget ruled out another.
+
+    Every rank comes to the same: what it may not share with the others costs neither time nor
+    memory here.
+    """
+    neutral = ctx.estimator(fuses=False)
+    p = program(
+        given,
+        lambda n: neutral.seconds(n) if alike_on_all_ranks(n) else 0.0,
+        neutral.transfer,
+        ctx.fuses,
+    )
+    memory = Memory(given, alike_on_all_ranks)
+    allowed = memory.peak(given) * (1 + ctx.memory_budget)
+    as_given = simulate(p.tasks, range(len(p.tasks))).makespan
+    limited = False
+    for window in (WINDOW, WINDOW // 8, 0):
+        order = schedule(p.tasks, window)
+        if simulate(p.tasks, order).makespan > as_given:
+            continue
+        nodes = nodes_in(order, p)
+        if memory.peak(nodes) <= allowed:
+            return nodes, limited
+        limited = True
+    return given, limited

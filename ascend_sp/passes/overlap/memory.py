@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
-from ascend_sp.passes.cost.estimate import bytes_of, owner_of, tensors_of
+from ascend_sp.passes.cost.estimate import bytes_of, is_free, tensors_of
+
+
+def _all(_: fx.Node) -> bool:
+    return True
 
 
 class Memory:
-    """Sizes of what the nodes of a graph make."""
+    """Sizes of what the nodes of a graph make.
 
-    def __init__(self, nodes: Sequence[fx.Node]) -> None:
-        self.owner = {n: owner_of(n) for n in nodes}
-        self.size = {
-            n: sum(bytes_of(v) for v in tensors_of(n))
-            for n in nodes
-            if n.op == "call_function" and self.owner[n] is n
-        }
+    Args:
+        nodes: all of it, in an order in which it can run.
+        counts: whether a node makes something. One that does not (a pad or a copy that other ranks
+            may not have, where all ranks have to come to one number) keeps what it is given alive,
+            as a view does.
+    """
+
+    def __init__(self, nodes: Sequence[fx.Node], counts: Callable[[fx.Node], bool] = _all) -> None:
+        self.owners: dict[fx.Node, frozenset[fx.Node]] = {}
+        self.size: dict[fx.Node, int] = {}
+        for node in nodes:
+            given = [self.owners[x] for x in node.all_input_nodes]
+            if node.op == "call_function" and counts(node) and not is_free(node):
+                self.owners[node] = frozenset({node})
+                self.size[node] = sum(bytes_of(v) for v in tensors_of(node))
+            else:
+                self.owners[node] = frozenset[fx.Node]().union(*given)
 
     def peak(self, nodes: Sequence[fx.Node]) -> int:
         """Bytes of intermediate results that live at once, at most, by estimate.
@@ -29,7 +43,8 @@ class Memory:
         last: dict[fx.Node, int] = {}
         for i, node in enumerate(nodes):
             for x in node.all_input_nodes:
-                last[self.owner[x]] = i
+                for owner in self.owners[x]:
+                    last[owner] = i
         ends: dict[int, int] = {}
         live = most = 0
         for i, node in enumerate(nodes):

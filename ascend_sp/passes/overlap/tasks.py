@@ -49,8 +49,8 @@ PRODUCTS = frozenset(
     }
 )
 """Work that no lowering merges into its neighbours, so that it stays where it is put."""
-PER_RANK = ("materialise_sharding", "ulysses")
-"""Passes whose moves may be others on another rank: padding, offsets."""
+MAKES_LOCAL, PACKS = "materialise_sharding", "ulysses"
+"""Passes of which all, or the moves, may be others on another rank: padding, offsets."""
 
 Seconds = Callable[[fx.Node], float]
 Behind: TypeAlias = "dict[fx.Node, frozenset[int]]"
@@ -70,7 +70,12 @@ class Program:
 
 def alike_on_all_ranks(node: fx.Node) -> bool:
     """Whether every rank has this node, so that an order may depend on its cost."""
-    return node.target not in MOVES or not node.meta.get(ORIGIN, "").startswith(PER_RANK)
+    origin = node.meta.get(ORIGIN, "")
+    if node.target in STARTS:
+        return True
+    return not origin.startswith(MAKES_LOCAL) and not (
+        node.target in MOVES and origin.startswith(PACKS)
+    )
 
 
 def program(nodes: Iterable[fx.Node], seconds: Seconds, transfer: Seconds, fuses: bool) -> Program:
