@@ -279,9 +279,9 @@ def numbers(rank: int, world: int, fault: str, folder: str, dynamic: bool) -> li
     return [*right, error_of(lambda: compiled(**options)(x()))]
 
 
-@pytest.mark.parametrize("fault", ["ulysses", "order_collectives", "lowering"])
+@pytest.mark.parametrize("fault", ["ulysses", "schedule_collectives", "lowering"])
 def test_numbers_that_differ(fault: str, tmp_path: Path) -> None:
-    dynamic = fault == "order_collectives"
+    dynamic = fault == "schedule_collectives"
     got = values(run(numbers, 2, fault, str(tmp_path), dynamic))
     assert got[0] == got[1]
     *right, text = got[0]
@@ -303,10 +303,10 @@ def test_numbers_that_differ(fault: str, tmp_path: Path) -> None:
         assert "ASCEND_SP_SEQUENCE_PARALLEL=0 works around it" in text
         suspects = (tmp_path / "graph_1/rank_0/suspects.txt").read_text()
         assert " (aten.mul.Tensor, made by ulysses(attention_1))\n" in suspects
-    elif fault == "order_collectives":
-        assert "Right after ulysses; wrong after order_collectives." in text
+    elif fault == "schedule_collectives":
+        assert "Right after ulysses; wrong after schedule_collectives." in text
         assert re.search(r"on rank\(s\) \[1\], error .*\n  addmm_9 \(aten.addmm.default\)", text)
-        assert "ASCEND_SP_SKIP_PASSES=order_collectives works around it" in text
+        assert "ASCEND_SP_SKIP_PASSES=schedule_collectives works around it" in text
     else:
         assert "The passes are right, run op by op; target eager makes something else" in text
 
