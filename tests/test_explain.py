@@ -95,6 +95,24 @@ def test_graph_breaks_and_buffers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "## Graph breaks (1)" in str(found) and "print" in str(found)
 
 
+class Looking(nn.Module):
+    """Its Python looks at a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = SelfAttention(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return self.inner(x) if x.sum().item() > 0 else x
+
+
+def test_a_model_that_looks_at_numbers_is_explained_up_to_there() -> None:
+    found = ascend_sp.explain(Looking(), torch.randn(1, 5, 12), explain_options={"device": "cpu"})
+    assert [len(r.attentions) for r in found.reports] == [2]
+    assert "test_explain.py" in found.remarks[0] and "looks at a number" in str(found)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
