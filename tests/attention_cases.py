@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,3 +156,10 @@ def wrong(got: Sequence[Tensor], want: Sequence[Tensor], dtype: torch.dtype) -> 
         if not error <= TOLERANCE[dtype]:
             found[name] = error
     return found
+
+
+def told(summary: str, words: str) -> int:
+    """Of how many nodes a summary says `words`; like nodes share a line, with their number."""
+    lines = [line for line in summary.splitlines() if words in line and line.startswith("- ")]
+    numbers = [re.match(r"- (\d+) x ", line) for line in lines]
+    return sum(int(n[1]) if n else 1 for n in numbers)

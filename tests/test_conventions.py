@@ -57,9 +57,21 @@ def test_torch_logs_and_torch_trace(level: str, tmp_path: Path) -> None:
 
 def test_torch_compile_debug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_COMPILE_DEBUG", "1")
-    monkeypatch.setattr("ascend_sp.compiler.diagnostics.debug_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("torch._dynamo.config.debug_dir_root", str(tmp_path))
     compiled({})
-    assert list(tmp_path.glob("ascend_sp/graph_*/rank_0/summary.md"))
+    assert list(tmp_path.glob("run_*/ascend_sp/graph_*/rank_0/summary.md"))
+
+
+def test_recompiles_are_in_the_summary(tmp_path: Path) -> None:
+    model = SelfAttention(12, 3)
+    options = {"target": "eager", "dump_dir": str(tmp_path)}
+    run = torch.compile(model, backend="ascend_sp", options=options, dynamic=False)
+    with torch.no_grad():
+        run(torch.randn(1, 5, 12))
+        run(torch.randn(1, 6, 12))
+    first, second = (p.read_text() for p in sorted(tmp_path.glob("*/rank_0/summary.md")))
+    assert "expected 5, actual 6" in second
+    assert first.count("expected 5, actual 6") == 0
 
 
 def test_counters() -> None:

@@ -23,11 +23,12 @@ from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._inductor.compile_fx import compile_fx
 from torch._logging import trace_structured
 from torch._logging._internal import trace_log
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.autograd import profiler
 
 __all__ = [
     "BackendCompilerFailed",
+    "DataDependentOutputException",
     "FakeTensorMode",
     "copy_of",
     "count",

@@ -6,8 +6,10 @@ lowered and nothing is run, so the largest model fits a laptop.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +73,11 @@ def explain(
         with torch.no_grad():
             model, args, kwargs = twins(mode, watcher.label, model, args, kwargs)
             torch.compile(model, backend=watcher.backend, dynamic=False)(*args, **kwargs)
+    except _pytorch.DataDependentOutputException as e:
+        watcher.stopped = (
+            f"Explained up to {_place(e)} only: the model's Python looks at a number there, and "
+            "explain has none. What follows is compiled in a real run."
+        )
     except _pytorch.BackendCompilerFailed as e:
         raise e.inner_exception from None
     finally:
@@ -134,6 +141,8 @@ class _Watcher:
         """Where the tensors are said to be; an op of a device that is not there has no meaning."""
         self.reports: list[Report] = []
         self.traced_on = self.label
+        self.stopped = ""
+        """Why the rest of the model was not seen."""
 
     def backend(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls with each graph."""
@@ -185,15 +194,25 @@ class _Watcher:
 
     def remarks(self) -> list[str]:
         """What is not as it would be on the devices."""
+        stopped = [self.stopped] if self.stopped else []
         if self.asked.kind == self.traced_on:
-            return []
+            return stopped
         if self.asked.kind == DEVICE:
             return [
+                *stopped,
                 "Traced without torch_npu, so its fused attention, norms and rotary embeddings are "
                 "not put in: attention is shown as PyTorch's (sdpa), the rest as single ops. What "
-                "is split, and what is sent, is the same; computing is estimated as too long."
+                "is split, and what is sent, is the same; computing is estimated as too long.",
             ]
-        return [f"The graph was traced for {self.traced_on}, since there is no {self.asked.kind}."]
+        return [*stopped, f"Traced for {self.traced_on}, since there is no {self.asked.kind}."]
+
+
+def _place(e: BaseException) -> str:
+    """The last line of code on the way to `e` that is not PyTorch's."""
+    package = os.path.dirname(torch.__file__) + os.sep
+    frames = traceback.extract_tb(e.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(package)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "a graph break"
 
 
 def _value(x: Any) -> Any:

@@ -107,7 +107,7 @@ def _attentions(r: Report, short: bool) -> list[str]:
         key = {k: v for k, v in row.items() if k not in ("name", "hidden")}
         kinds.setdefault(str(key), []).append(row)
     rows = [_split(same) for same in kinds.values()]
-    for text, n in Counter(_whole(a) for a in r.whole).items():
+    for text, n in Counter(_whole(a, r.ranks) for a in r.whole).items():
         rows.append((str(n), *text))
     if not rows:
         return []
@@ -150,16 +150,17 @@ def _sentence(row: tuple[str, ...]) -> str:
     n, rows, heads, mask, travels, exchanges, sent, hidden, runs_as, where = row
     told = [f"{n} x {rows} rows", f"{heads} heads"] + [f"mask {mask}"] * (mask not in ("", "no"))
     if travels == "not split":
-        told += ["not split"]
-    else:
+        told += [travels]
+    elif travels != "-":
         told += [travels, f"{exchanges} all-to-alls of {sent} in all, {hidden} hidden"]
     return f"- {', '.join(told)}; runs as {runs_as}; called at {where}"
 
 
-def _whole(a: Mapping[str, str]) -> tuple[str, ...]:
+def _whole(a: Mapping[str, str], ranks: int) -> tuple[str, ...]:
     rows = a["queries"] if a["queries"] == a["keys"] else f"{a['queries']}, {a['keys']}"
     where = place(a["called_at"])
-    return (rows, a["heads"], "", "not split", "0", "", "", a["runs_as"], where)
+    travels = "not split" if ranks > 1 else "-"
+    return (rows, a["heads"], a["mask"], travels, "0", "", "", a["runs_as"], where)
 
 
 def _time(r: Report) -> list[str]:

@@ -13,6 +13,7 @@ from torch import fx
 from ascend_sp.passes.cost.device import find
 from ascend_sp.passes.cost.estimate import Estimator
 from ascend_sp.runtime.npu import DEVICE, Ascend
+from ascend_sp.runtime.ops import attention_arguments
 from ascend_sp.runtime.topology import SINGLE, Topology
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>.+)')
@@ -113,14 +114,17 @@ class PassContext:
 
     def runs_as(self, attention: fx.Node, implementation: str) -> None:
         """Put in the report what a node that attends has become."""
-        operands: Any = attention.args[:2]
-        q, k = (x.meta["val"].shape for x in operands)
+        given = attention_arguments(attention)
+        q, k = (given[x].meta["val"].shape for x in ("q", "k"))
+        mask = given["attn_mask"]
+        shape = "no" if mask is None else str(list(mask.meta["val"].shape))
         self.analysis.setdefault(IMPLEMENTATIONS, []).append(
             {
                 # What an earlier pass made of one of the user's nodes is called after that pass.
                 "node": attention.meta.get("ascend_sp_origin", attention.name),
                 "runs_as": implementation,
-                "heads": str(q[-3]) if len(q) > 2 else "1",
+                "heads": f"{q[-3] if len(q) > 2 else 1} x {q[-1]}",
+                "mask": "causal" if given["is_causal"] else shape,
                 "queries": str(q[-2]),
                 "keys": str(k[-2]),
                 "source": source_line(attention),

@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils._pytree import tree_map_only  # noqa: E402
 
+import attention_cases  # noqa: E402
 import models  # noqa: E402
 from ascend_sp.runtime.ops import attention  # noqa: E402
 from simulator import capture  # noqa: E402
@@ -243,7 +244,7 @@ def test_calls(target: str, tmp_path: Path, recwarn: Any) -> None:
     text = check(calls, target, tmp_path)
     per_head = "mask BNSS"  # not for the fused op: spelled out
     fused = [n for n in calls if n not in LEFT and n != per_head]
-    assert text.count(f"runs as {FIA2}") == len(fused)
+    assert attention_cases.told(text, f"runs as {FIA2}") == len(fused)
     if target == "torchair":
         (graph,) = cannsim.ge.graphs()
         assert graph.types()["FusedInferAttentionScore"] == len(fused)
@@ -339,5 +340,7 @@ def test_diffusers_backend(tmp_path: Path) -> None:
             rows = json.loads((folder / "collectives.json").read_text())
             assert [r["op"] for r in rows].count("all_to_all_single") == 4 * 2
             text = (folder / "summary.md").read_text()
-            assert text.count(f"runs as {FIA2}") == (2 if dtype == torch.bfloat16 else 0)
+            assert attention_cases.told(text, f"runs as {FIA2}") == (
+                2 if dtype == torch.bfloat16 else 0
+            )
             assert "not captured" not in text

@@ -227,4 +227,5 @@ def _times(
 def _attention(a: dict[str, Any]) -> str:
     rows = a["queries"] if a["queries"] == a["keys"] else f"{a['queries']} to {a['keys']}"
     mask = ", causal" if a["causal"] else f", mask {a['mask']}" if a["mask"] != "no" else ""
-    return f"{rows} rows, {a['heads']} heads x {a['width']}{mask}\n{a['strategy']}; {a['runs_as']}"
+    head = f"{rows} rows, {a['heads']} heads x {a['width']}"
+    return f"{head}\n{a['strategy']}; {a['runs_as']}{mask}"

@@ -217,8 +217,8 @@ class _Drawing:
     ) -> None:
         height = self._height(lines)
         self.out.append(_rect(x, y, width, height, FILL[kind], EDGE[kind], 6))
-        room = int(width / 6.6)
         for i, line in enumerate(lines):
+            room = int(width / (6.7 if i else 7.6))  # the first is bold
             short = line if len(line) <= room else line[: room - 1] + "…"
             self._text(x + 10, y + 18 + i * LINE, short, "" if i else "b")
         share = seconds / self.step if self.step else 0.0
