@@ -18,12 +18,12 @@ NPU_ENV := PYTHONPATH=$(NPU)/site CANNSIM_LIB_DIR=$(NPU)/cann TORCH_DEVICE_BACKE
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(RANKS) examples/flux.py
 
-# The tests on a simulated NPU run beside the others, which leave part of two cores idle; what they
-# print comes behind.
+# The tests on a simulated NPU run beside the others, which are handed out to two processes; what the
+# former print comes behind.
 test: lint
 	@mkdir -p out
 	@$(MAKE) --no-print-directory test-npu > out/test-npu.log 2>&1 & npu=$$!; \
-	$(BIN)/python -m pytest; cpu=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal; cpu=$$?; \
 	wait $$npu; npu=$$?; cat out/test-npu.log; exit $$((cpu || npu))
 
 # There are wheels of torch_npu for these two platforms.

@@ -37,9 +37,10 @@ HEAD = """# Published times and our estimates
 **The estimated columns are estimates**, from the [cost model](cost_model.md) with its table's rates
 of a {device}, which were not calibrated on a card, for forwards of the transformer alone. The
 published ones are whole pipelines in eager mode on an Atlas 800I A2 (which card is not said), text
-encoders and VAE included: {source}. What was not published is assumed: 28, 9 and 50 steps, guidance
-by a second forward for Qwen, a reference of the picture's size, 1024 prompt tokens. Ratios to the
-line above compare better than seconds.
+encoders and VAE included: {source}.
+What was not published is assumed: 28, 9 and 50 steps, guidance by a second forward for Qwen, a
+reference of the picture's size, 1024 prompt tokens. Ratios to the line above compare better than
+seconds.
 
 {columns}
 {rule}"""

@@ -157,7 +157,10 @@ def compile_edit_models(
 
 @pytest.mark.parametrize(
     ("world", "target", "captions"),
-    [(2, "inductor", ((9,), (9,))), (3, "eager", ((9, 40), (9, 40), (9,)))],
+    [
+        pytest.param(2, "inductor", ((9,), (9,)), marks=pytest.mark.slow),
+        (3, "eager", ((9, 40), (9, 40), (9,))),
+    ],
 )
 def test_masks_and_a_cold_start(
     world: int, target: str, captions: tuple[tuple[int, ...], ...], tmp_path: Path

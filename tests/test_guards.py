@@ -178,6 +178,7 @@ def stops(rank: int, world: int, how: str, target: str) -> str:
         node = gm.graph.find_nodes(op="call_function", target=ALL_TO_ALL)[2]
         with gm.graph.inserting_before(node):
             new = gm.graph.call_function(_stop, (node.args[0], how))
+        new.meta["val"] = node.args[0].meta["val"]
         node.replace_input_with(node.args[0], new)
         gm.recompile()
         return EAGER.lower(gm, inputs, static)

@@ -192,17 +192,17 @@ DEVICES: dict[str, DeviceModel] = {
         ),
         DeviceModel(
             name="cpu",
-            matmul={"float32": 75e9, "bfloat16": 185e9},
-            attention={"float32": 70e9, "bfloat16": 63e9},
-            memory=19e9,
-            transcendental=0.47e9,
-            launch=2e-6,
-            link_latency=350e-6,
-            link_bandwidth=0.9e9,
+            matmul={"float32": 92e9, "bfloat16": 198e9},
+            attention={"float32": 88e9, "bfloat16": 76e9},
+            memory=17e9,
+            transcendental=0.58e9,
+            launch=1.2e-6,
+            link_latency=220e-6,
+            link_bandwidth=2.3e9,
             shared_link=True,
             sources=(
-                "measured with ascend_sp.calibrate: one thread a rank, two ranks with gloo on two "
-                "cores of a virtual AMD EPYC (family 25, AVX-512); all-to-all in 2 MiB blocks",
+                "measured by ascend_sp.calibrate: two ranks, one core each, of an AMD EPYC (Zen 4) "
+                "with AVX-512, gloo on loopback",
             ),
         ),
     )
