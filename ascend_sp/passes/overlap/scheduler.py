@@ -125,15 +125,7 @@ class _Scheduler:
         self.first_filler = 0
         self.in_flight: list[int] = []
         self.arrived = 0
-        # Every transfer that a task depends on, however indirectly, as a set of bits.
-        bit = {t: 1 << i for i, t in enumerate(i for i, x in enumerate(tasks) if x.transfer)}
-        self.bit = bit
-        self.waits: list[int] = []
-        for i, task in enumerate(tasks):
-            mask = bit.get(i, 0)
-            for n in task.needs:
-                mask |= self.waits[n]
-            self.waits.append(mask)
+        self.bit, self.waits = waits(tasks)
         self.missing = [len(t.needs) for t in tasks]
         self.starts_of: list[list[int]] = [[] for _ in tasks]
         for i, task in enumerate(tasks):
@@ -200,6 +192,18 @@ class _Scheduler:
             self.missing[start] -= 1
             if not self.missing[start] and not self.done[start]:
                 self._do(start)
+
+
+def waits(tasks: Sequence[Task]) -> tuple[dict[int, int], list[int]]:
+    """A bit for each transfer; for each task the bits of all that it needs, however indirectly."""
+    bit = {t: 1 << i for i, t in enumerate(i for i, x in enumerate(tasks) if x.transfer)}
+    masks: list[int] = []
+    for i, task in enumerate(tasks):
+        mask = bit.get(i, 0)
+        for n in task.needs:
+            mask |= masks[n]
+        masks.append(mask)
+    return bit, masks
 
 
 def by_demand(tasks: Sequence[Task]) -> list[int]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import fx
 
+from ascend_sp.passes.context import source_line
 from ascend_sp.passes.cost.estimate import Estimator
-from ascend_sp.passes.overlap.scheduler import Run, Task, simulate
+from ascend_sp.passes.overlap.scheduler import Run, Task, simulate, waits
 from ascend_sp.passes.overlap.tasks import program
 
 TIMELINES = "timelines"
@@ -136,13 +137,7 @@ def timeline(
 
 def _reasons(tasks: Sequence[Task], run: Run, made: bool, limited: bool) -> dict[int, str]:
     """Why the device stood still, for each transfer that it stood still for."""
-    bit = {t: 1 << i for i, t in enumerate(i for i, x in enumerate(tasks) if x.transfer)}
-    waits: list[int] = []
-    for i, task in enumerate(tasks):
-        mask = bit.get(i, 0)
-        for n in task.needs:
-            mask |= waits[n]
-        waits.append(mask)
+    bit, masks = waits(tasks)
     out = {}
     for stall in run.stalls:
         transfer, place = stall.transfer, stall.needed_by
@@ -154,7 +149,7 @@ def _reasons(tasks: Sequence[Task], run: Run, made: bool, limited: bool) -> dict
         )
         flying = sum(b for t, b in bit.items() if run.ends[t] > end - stall.seconds or t >= place)
         later = enumerate(tasks[place:], place)
-        idle = [t for i, t in later if t.fills and not waits[i] & flying]
+        idle = [t for i, t in later if t.fills and not masks[i] & flying]
         if not made:
             out[transfer] = "nothing was moved: async is off"
         elif idle and limited:
@@ -195,7 +190,7 @@ def chrome_trace(timelines: Timelines) -> dict[str, Any]:
         why = {t.node: t for t in line.transfers}
         for i, task in enumerate(line.tasks):
             node = line.nodes[i]
-            args = {"node": node.name, "op": str(node.target)}
+            args = {"node": node.name, "op": str(node.target), "source": source_line(node)}
             if node in why:
                 args |= {"exposed us": f"{why[node].exposed * 1e6:.1f}", "why": why[node].why}
             events.append(
