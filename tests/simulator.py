@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ascend_sp.compiler import _pytorch
+from ascend_sp.compiler.backend import context
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
 from ascend_sp.passes.border import border
@@ -133,16 +134,9 @@ def compile_rank(
 ) -> tuple[fx.GraphModule, PassContext]:
     """The program of one rank; unless `config` says otherwise, four all-to-alls an attention."""
     config = config or SEPARATE
-    ctx = PassContext(
-        Topology(rank, size, "simulated", tuple(range(size))),
-        attention=config.attention,
-        on_unsharded=config.on_unsharded,
-        overlap=config.async_,
-        strategy=config.strategy,
-        memory_budget=config.memory_budget,
-        cost_model=config.cost_model,
-    )
-    return compile_aten(captured.copy(), ctx, config, passes=passes), ctx
+    gm, topology = captured.copy(), Topology(rank, size, "simulated", tuple(range(size)))
+    ctx = context(gm, captured.inputs, config, topology, ())
+    return compile_aten(gm, ctx, config, passes=passes), ctx
 
 
 def run_ranks(

@@ -73,7 +73,8 @@ def lower(
             refused.append((target.name, f"is not used: {lacks}"))
             continue
         attempt = _pass_by_pass(gm if last else _pytorch.copy_of(gm), own, config, dump, check)
-        rows, calls = _rows(attempt), _calls(attempt)
+        found = collectives(attempt)
+        rows, calls = _rows(found), _calls(attempt, found)
         why = "" if last else "; ".join(target.refuses(attempt))
         run: Runnable | None = None
         if not why:
@@ -101,14 +102,13 @@ def _pass_by_pass(
     )
 
 
-def _rows(gm: fx.GraphModule) -> list[str]:
+def _rows(found: list[dict[str, Any]]) -> list[str]:
     """What this rank does together with the others, in order."""
-    rows = collectives(gm)
-    return [f"{r['name']} of {r['numel']} {r['dtype']}, {r['origin']}" for r in rows]
+    return [f"{r['name']} of {r['numel']} {r['dtype']}, {r['origin']}" for r in found]
 
 
-def _calls(gm: fx.GraphModule) -> list[tuple[str, str]]:
-    rows = {r["name"]: f"{r['name']} of {r['numel']} {r['dtype']}" for r in collectives(gm)}
+def _calls(gm: fx.GraphModule, found: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    rows = {r["name"]: f"{r['name']} of {r['numel']} {r['dtype']}" for r in found}
     out = []
     for node in gm.graph.nodes:
         if node.target in STARTS:

@@ -111,7 +111,7 @@ def report(
         collectives=rows,
         overlap=lines.totals() if lines else {},
         strategies=[c.to_json() for c in ctx.analysis.get(CHOICES, ())],
-        notes=[asdict(n) | {"text": n.text} for n in ctx.notes],
+        notes=[asdict(n) for n in ctx.notes],
         ops=_ops(gm),
         graph_breaks=breaks,
         recompiles=recompiles,

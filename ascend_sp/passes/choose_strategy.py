@@ -25,7 +25,7 @@ from ascend_sp.passes.overlap.strategies import (
     parse,
     refusal,
 )
-from ascend_sp.passes.overlap.tasks import Behind, add_tasks, alike_on_all_ranks
+from ascend_sp.passes.overlap.tasks import Behind, add_tasks, neutral_seconds
 from ascend_sp.passes.sharding.materialise import INPUTS
 from ascend_sp.runtime.ops import attention_arguments, split_attention
 
@@ -126,7 +126,7 @@ def _step(
 
     add_tasks(
         gm.graph.nodes,
-        lambda n: estimator.seconds(n) if alike_on_all_ranks(n) else 0.0,
+        neutral_seconds(estimator),
         estimator.transfer,
         fuses=ctx.fuses,
         tasks=tasks,

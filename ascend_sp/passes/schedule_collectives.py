@@ -13,7 +13,13 @@ from torch import fx
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.overlap.memory import Memory
 from ascend_sp.passes.overlap.scheduler import WINDOW, schedule, simulate
-from ascend_sp.passes.overlap.tasks import alike_on_all_ranks, nodes_in, program, relink
+from ascend_sp.passes.overlap.tasks import (
+    alike_on_all_ranks,
+    neutral_seconds,
+    nodes_in,
+    program,
+    relink,
+)
 from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines, timeline
 
 
@@ -45,12 +51,7 @@ def _ordered(given: list[fx.Node], ctx: PassContext) -> tuple[list[fx.Node], boo
     memory here.
     """
     neutral = ctx.estimator(fuses=False)
-    p = program(
-        given,
-        lambda n: neutral.seconds(n) if alike_on_all_ranks(n) else 0.0,
-        neutral.transfer,
-        ctx.fuses,
-    )
+    p = program(given, neutral_seconds(neutral), neutral.transfer, ctx.fuses)
     memory = Memory(given, alike_on_all_ranks)
     allowed = memory.peak(given) * (1 + ctx.memory_budget)
     as_given = simulate(p.tasks, range(len(p.tasks))).makespan

@@ -25,13 +25,6 @@ class Copies:
     unpacking_alone: int = 0
     """Kernels that only unpack."""
 
-    def __str__(self) -> str:
-        sides = (
-            ("packed", self.packing, self.packing_alone),
-            ("unpacked", self.unpacking, self.unpacking_alone),
-        )
-        return ", ".join(f"{what} by {n} copies, {alone} alone" for what, n, alone in sides)
-
 
 def copies(nodes: Iterable[fx.Node], estimator: Estimator) -> dict[str, Copies]:
     """By the attention (the origin of what `ulysses` made), the copies around its all-to-alls."""

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from ascend_sp.passes.cost.estimate import Estimator
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.scheduler import Task
 from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS
@@ -76,6 +77,11 @@ def alike_on_all_ranks(node: fx.Node) -> bool:
     return not origin.startswith(MAKES_LOCAL) and not (
         node.target in MOVES and origin.startswith(PACKS)
     )
+
+
+def neutral_seconds(estimator: Estimator) -> Seconds:
+    """Costs that every rank comes to: nothing for what other ranks may not have."""
+    return lambda node: estimator.seconds(node) if alike_on_all_ranks(node) else 0.0
 
 
 def program(nodes: Iterable[fx.Node], seconds: Seconds, transfer: Seconds, fuses: bool) -> Program:
