@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import statistics
 import sys
@@ -170,7 +171,10 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]
 
 
 def link(clock: Clock, sizes: Sizes) -> tuple[float, float]:
-    """Latency and bandwidth of an even all-to-all, by what a rank sends over its link."""
+    """Latency and bandwidth of an even all-to-all, by the bytes that a rank sends.
+
+    With a clock that counts CPU seconds: what it takes of the core.
+    """
     world = dist.get_world_size()
     sent, spent = [], []
     for size in sizes.transfers:
@@ -213,8 +217,16 @@ def calibrate(clock: Clock, sizes: Sizes, shared_link: bool) -> DeviceModel:
             kept = f"latency and bandwidth of a link: not measured, those of {base.name!r}"
             return replace(model, sources=(*model.sources, kept), shared_link=base.shared_link)
         latency, bandwidth = link(clock, sizes)
+        # Sockets are served by the core that computes; links of accelerators serve themselves.
+        launch, rate = link(Clock(device, True), sizes) if device.type == "cpu" else (0.0, math.inf)
     peers = 1 if shared_link else world - 1
-    return replace(model, link_latency=latency, link_bandwidth=bandwidth / peers)
+    return replace(
+        model,
+        link_latency=latency,
+        link_bandwidth=bandwidth / peers,
+        link_launch=launch,
+        link_work=1 / rate,
+    )
 
 
 def _where(device: torch.device, world: int) -> str:
@@ -234,9 +246,11 @@ def table(model: DeviceModel, world: int) -> str:
         ("kernel, at least", f"{model.launch * 1e6:.2f} us"),
         ("all-to-all, at least", f"{model.link_latency * 1e6:.1f} us"),
         ("link, one direction", f"{model.link_bandwidth / 1e9:.3f} GB/s"),
+        ("device for it, at least", f"{model.link_launch * 1e6:.1f} us"),
+        ("device for it, a MB sent", f"{model.link_work * 1e12:.1f} us"),
     ]
     if world == 1:
-        rows[-2:] = [(what, value + " (not measured: one rank)") for what, value in rows[-2:]]
+        rows[-4:] = [(what, value + " (not measured: one rank)") for what, value in rows[-4:]]
     return "\n".join(f"{what:24}{value}" for what, value in rows)
 
 

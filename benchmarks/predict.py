@@ -45,7 +45,9 @@ def estimates(gm: fx.GraphModule, device: DeviceModel, ranks: int) -> Counter:
         else:
             kind = "other kernels" if product_flops(node) is None else "products"
         seconds[kind] += spent
-        seconds["collectives"] += estimator.transfer(node)
+        cost = estimator.transfer(node)
+        seconds["collectives"] += cost.seconds
+        seconds["their work"] += cost.work
     return seconds
 
 
@@ -79,8 +81,8 @@ def predict_and_run(
 
 def row(name: str, predicted: Counter, spent: list[float]) -> str:
     """Shares of what is predicted, and ratios of what was measured."""
-    total = sum(predicted.values())
-    hidden = total - predicted["collectives"]
+    total = sum(predicted[k] for k in KINDS)
+    hidden = total - predicted["collectives"] + predicted["their work"]
     cells = [f"{predicted[k] / total:.0%}" for k in KINDS]
     for bound in (total, hidden):
         cells.append(f"{statistics.median(spent) / bound:.2f}")

@@ -33,6 +33,8 @@ DEVICE = DeviceModel(
     link_latency=0.5,
     link_bandwidth=8.0,
     shared_link=False,
+    link_launch=0.125,
+    link_work=1 / 32,
 )
 US = 1e-6
 
@@ -245,11 +247,12 @@ def test_transfers_of_a_program_and_nothing_else_but_compute() -> None:
     for n in starts:
         x = n.args[0].meta["val"]
         share = 1 if "gather" in str(n.target) else 2
-        assert estimator.transfer(n) == pytest.approx(0.5 + x.numel() * 4 / share / 8)
+        sent = x.numel() * 4 / share
+        assert estimator.transfer(n) == pytest.approx((0.5 + sent / 8, 0.125 + sent / 32))
         assert estimator.seconds(n) == 0.0
     for n in gm.graph.nodes:
         if n not in starts:
-            assert estimator.transfer(n) == 0.0
+            assert estimator.transfer(n) == (0.0, 0.0)
     waits = [n for n in gm.graph.nodes if "wait_tensor" in str(n.target)]
     assert len(waits) == len(starts) and all(estimator.seconds(n) == 0.0 for n in waits)
 
@@ -273,7 +276,7 @@ def test_two_estimates_are_equal_to_the_bit() -> None:
         gm, _ = compile_rank(captured, rank, 2)
         for fuses in (False, True):
             e = Estimator(DEVICES["910B4"], 2, fuses)
-            spent = [e.seconds(n) + e.transfer(n) for n in gm.graph.nodes]
+            spent = [e.seconds(n) + e.transfer(n).seconds for n in gm.graph.nodes]
             lists.append((fuses, spent))
     assert lists[0] == lists[2] and lists[1] == lists[3]
     assert sum(lists[0][1]) > 0
@@ -298,16 +301,17 @@ def test_symbolic_sizes_count_as_their_hints() -> None:
 def test_all_to_all_by_ranks(ranks: int, mesh: float, shared: float) -> None:
     latency = 0.5 if ranks > 1 else 0
     nic = replace(DEVICE, shared_link=True)
-    assert DEVICE.all_to_all(64, ranks) == pytest.approx(mesh + latency)
-    assert nic.all_to_all(64, ranks) == pytest.approx(shared + latency)
+    work = 0.125 + shared / 4 if ranks > 1 else 0  # whichever way they go, all bytes are moved
+    assert DEVICE.all_to_all(64, ranks) == pytest.approx((mesh + latency, work))
+    assert nic.all_to_all(64, ranks) == pytest.approx((shared + latency, work))
 
 
 def test_gathers_and_sums() -> None:
     nic = replace(DEVICE, shared_link=True)
-    assert DEVICE.all_gather(64, 4) == pytest.approx(0.5 + 8)
-    assert nic.all_gather(64, 4) == pytest.approx(0.5 + 3 * 8)
-    assert DEVICE.all_reduce(64, 4) == pytest.approx(0.5 + 2 * 64 / 4 / 8)
-    assert nic.all_reduce(64, 4) == pytest.approx(0.5 + 3 * 2 * 64 / 4 / 8)
+    assert DEVICE.all_gather(64, 4) == pytest.approx((0.5 + 8, 0.125 + 6))
+    assert nic.all_gather(64, 4) == pytest.approx((0.5 + 3 * 8, 0.125 + 6))
+    assert DEVICE.all_reduce(64, 4) == pytest.approx((0.5 + 2 * 64 / 4 / 8, 0.125 + 3))
+    assert nic.all_reduce(64, 4) == pytest.approx((0.5 + 3 * 2 * 64 / 4 / 8, 0.125 + 3))
 
 
 # The table and files ------------------------------------------------------------------------------
@@ -341,6 +345,12 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
         assert find(str(path), "npu") == device
 
 
+def test_a_file_may_leave_out_what_a_link_needs_of_the_device() -> None:
+    given = json.loads(DEVICE.to_json())
+    del given["link_launch"], given["link_work"], given["sources"]
+    assert DeviceModel.from_json(json.dumps(given)) == replace(DEVICE, link_launch=0, link_work=0)
+
+
 GOOD = json.loads(DEVICE.to_json())
 
 
@@ -356,6 +366,8 @@ GOOD = json.loads(DEVICE.to_json())
         ({"link_bandwidth": "fast"}, ["link_bandwidth is 'fast'", "number > 0"]),
         ({"link_latency": True}, ["link_latency is True", "number > 0"]),
         ({"link_latency": float("nan")}, ["link_latency is nan", "number > 0"]),
+        ({"link_work": -1e-9}, ["link_work is -1e-09", "number >= 0"]),
+        ({"link_launch": False}, ["link_launch is False", "number >= 0"]),
         ({"transcendental": float("inf")}, ["transcendental is inf", "number > 0"]),
         ({"matmul": {}}, ["matmul is {}", "bfloat16"]),
         ({"matmul": 3.0}, ["matmul is 3.0", "bfloat16"]),

@@ -197,7 +197,9 @@ def stops(rank: int, world: int, how: str, target: str) -> str:
 
 WAITED = r"It waited for the result of collective 3 of 9: all_to_all_single_default_2 of \d+ "
 # What a process had not yet sent goes down with it: collectives that it had started fail as well.
-ANY_WAITED = r"It waited for the result of collective [123] of 9: all_to_all_single_default(_\d)? of "
+ANY_WAITED = (
+    r"It waited for the result of collective [123] of 9: all_to_all_single_default(_\d)? of "
+)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def programs(draw: st.DrawFn, size: int = 14) -> list[Task]:
         seconds = draw(st.integers(0 if transfer else 1, 9))
         serves = draw(st.sampled_from(["", "a", "b"])) if transfer else ""
         fills = not transfer and draw(st.booleans())
-        tasks.append(Task(f"t{i}", float(seconds), tuple(sorted(needs)), transfer, serves, fills))
+        work = float(draw(st.integers(0, 2))) if transfer else 0.0
+        needed = tuple(sorted(needs))
+        tasks.append(Task(f"t{i}", float(seconds), needed, transfer, work, serves, fills))
     return tasks
 
 
@@ -44,18 +46,18 @@ def test_what_a_simulation_says(tasks: list[Task]) -> None:
     for i, t in enumerate(tasks):
         assert run.ends[i] == run.begins[i] + t.seconds
         # Nothing begins before what it needs has ended.
-        assert all(run.ends[n] <= run.begins[i] for n in t.needs)
-    for resource in (True, False):
-        spans = sorted(
-            (run.begins[i], run.ends[i]) for i, t in enumerate(tasks) if t.transfer is resource
-        )
+        assert all(run.ends[n] <= run.reached[i] <= run.begins[i] for n in t.needs)
+    everything = list(zip(tasks, run.reached, run.begins, run.ends, strict=True))
+    on_link = sorted((begin, end) for t, _, begin, end in everything if t.transfer)
+    on_device = sorted(
+        (reached, reached + t.work if t.transfer else end) for t, reached, _, end in everything
+    )
+    for spans in (on_link, on_device):
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     # The device computes, stands still for the link, or has finished.
-    compute = sum(t.seconds for t in tasks if not t.transfer)
-    last = max((run.ends[i] for i, t in enumerate(tasks) if not t.transfer), default=0.0)
-    idle = [s for s in run.stalls if not tasks[s.needed_by].transfer]
-    assert last <= compute + run.exposed
-    assert last >= compute + sum(s.seconds for s in idle)
+    compute = sum(t.work if t.transfer else t.seconds for t in tasks)
+    last = max(end for _, end in on_device)
+    assert last == pytest.approx(compute + run.exposed)
 
 
 def best(tasks: Sequence[Task]) -> float:
@@ -89,7 +91,7 @@ def block(
     def add(name: str, seconds: float, *needs: int, transfer: bool = False) -> int:
         serves = "attention" if transfer else ""
         fills = not transfer
-        out.append(Task(name, seconds, tuple(sorted(needs)), transfer, serves, fills))
+        out.append(Task(name, seconds, tuple(sorted(needs)), transfer, 0.0, serves, fills))
         return at + len(out) - 1
 
     q = add("q norm", 1.0, add("q", 4.0, *behind))

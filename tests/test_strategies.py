@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from ascend_sp.compiler.config import Config
 from ascend_sp.passes.choose_strategy import CHOICES
+from ascend_sp.passes.cost.device import DEVICES
 from ascend_sp.passes.overlap.strategies import Strategy, parse
 from ascend_sp.passes.overlap.timeline import TIMELINES
 from models import flux, flux_inputs, ltx, qwen, qwen_inputs, sd3, wan, z_image, z_image_inputs
@@ -127,6 +130,15 @@ def test_long_sequences_on_two_ranks_are_pipelined() -> None:
         *("separate", "packed"),
         *(f"pipelined:{g}" for g in (2, 3, 4)),
     }
+
+
+def test_what_the_device_must_move_itself_is_not_cut_up(tmp_path: Path) -> None:
+    x = torch.randn(1, 4608, 3072, dtype=torch.bfloat16, device="meta")
+    for launch, kinds in ((0.0, {"pipelined"}), (1e-3, {"separate", "packed"})):
+        path = tmp_path / "device.json"
+        path.write_text(replace(DEVICES["910B4"], link_launch=launch).to_json())
+        (choice,) = chosen(x, 2, cost_model=str(path))
+        assert choice.strategy.kind in kinds, str(choice)
 
 
 @pytest.mark.parametrize("text", ["pipelined:1", "pipelined:x", "ring", "packed:2", "pipelined:-2"])

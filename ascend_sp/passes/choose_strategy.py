@@ -127,7 +127,7 @@ def _step(
     add_tasks(
         gm.graph.nodes,
         neutral_seconds(estimator),
-        estimator.transfer,
+        estimator,
         fuses=ctx.fuses,
         tasks=tasks,
         expand={split_attention: expand},
@@ -195,18 +195,12 @@ class _Template:
 
     def _send(self, size: float, needs: frozenset[int]) -> int:
         packed = self._task("pack", self.estimator.copy_seconds(size), needs)
-        seconds = self.estimator.device.all_to_all(size, self.world)
-        return self._task("all_to_all", seconds, frozenset({packed}), transfer=True)
+        seconds, work = self.estimator.device.all_to_all(size, self.world)
+        self.tasks.append(Task("all_to_all", seconds, (packed,), True, work, self.node.name))
+        return len(self.tasks) - 1
 
     def _task(
-        self,
-        name: str,
-        seconds: float,
-        needs: frozenset[int],
-        *,
-        transfer: bool = False,
-        fills: bool = False,
+        self, name: str, seconds: float, needs: frozenset[int], *, fills: bool = False
     ) -> int:
-        serves = self.node.name if transfer else ""
-        self.tasks.append(Task(name, seconds, tuple(sorted(needs)), transfer, serves, fills))
+        self.tasks.append(Task(name, seconds, tuple(sorted(needs)), fills=fills))
         return len(self.tasks) - 1

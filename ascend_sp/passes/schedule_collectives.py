@@ -51,7 +51,7 @@ def _ordered(given: list[fx.Node], ctx: PassContext) -> tuple[list[fx.Node], boo
     memory here.
     """
     neutral = ctx.estimator(fuses=False)
-    p = program(given, neutral_seconds(neutral), neutral.transfer, ctx.fuses)
+    p = program(given, neutral_seconds(neutral), neutral, ctx.fuses)
     memory = Memory(given, alike_on_all_ranks)
     allowed = memory.peak(given) * (1 + ctx.memory_budget)
     as_given = simulate(p.tasks, range(len(p.tasks))).makespan

@@ -12,12 +12,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ascend_sp.runtime.errors import ConfigError
 from ascend_sp.runtime.npu import DEVICE
+
+
+class LinkCost(NamedTuple):
+    """What a collective takes, in seconds."""
+
+    seconds: float
+    """From its start to its end."""
+    work: float
+    """Of the device's own time, in which it computes nothing else."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,10 @@ class DeviceModel:
     """Bytes/s in one direction: between two ranks, or of one rank's link if `shared_link`."""
     shared_link: bool
     """Whether a rank has one link for all peers (a NIC, loopback), not one for each (HCCS)."""
+    link_launch: float = 0.0
+    """Seconds of the device's own time that a collective takes at least."""
+    link_work: float = 0.0
+    """Seconds of the device's own time a byte sent; 0 where the link moves it by itself."""
     sources: tuple[str, ...] = ()
     """Where the numbers are from."""
 
@@ -52,24 +65,28 @@ class DeviceModel:
         """Flop/s of fused attention; a dtype that is not listed counts as the slowest listed."""
         return _rate(self.attention, dtype)
 
-    def all_to_all(self, bytes_total: float, ranks: int) -> float:
-        """Seconds of an all-to-all of which each rank puts in `bytes_total`, a block per rank."""
+    def all_to_all(self, bytes_total: float, ranks: int) -> LinkCost:
+        """Cost of an all-to-all of which each rank puts in `bytes_total`, a block per rank."""
         return self._exchange(bytes_total / ranks, ranks)
 
-    def all_gather(self, bytes_total: float, ranks: int) -> float:
-        """Seconds of an all-gather of which each rank puts in `bytes_total`."""
+    def all_gather(self, bytes_total: float, ranks: int) -> LinkCost:
+        """Cost of an all-gather of which each rank puts in `bytes_total`."""
         return self._exchange(bytes_total, ranks)
 
-    def all_reduce(self, bytes_total: float, ranks: int) -> float:
-        """Seconds of the sum of `bytes_total` over all ranks: a reduce-scatter, an all-gather."""
+    def all_reduce(self, bytes_total: float, ranks: int) -> LinkCost:
+        """Cost of the sum of `bytes_total` over all ranks: a reduce-scatter, an all-gather."""
         return self._exchange(2 * bytes_total / ranks, ranks)
 
-    def _exchange(self, per_peer: float, ranks: int) -> float:
-        """Seconds in which every rank sends `per_peer` bytes to every other one."""
+    def _exchange(self, per_peer: float, ranks: int) -> LinkCost:
+        """Cost of sending `per_peer` bytes from every rank to every other one."""
         if ranks == 1:
-            return 0.0
-        links = ranks - 1 if self.shared_link else 1
-        return self.link_latency + links * per_peer / self.link_bandwidth
+            return LinkCost(0.0, 0.0)
+        sent = (ranks - 1) * per_peer
+        busiest = sent if self.shared_link else per_peer
+        return LinkCost(
+            self.link_latency + busiest / self.link_bandwidth,
+            self.link_launch + sent * self.link_work,
+        )
 
     def to_json(self) -> str:
         """The numbers as text that `from_json` reads."""
@@ -94,7 +111,7 @@ class DeviceModel:
             raise ConfigError(f"{where} holds {given!r}, not a JSON object. {_REMEDY}")
         names = {f.name for f in fields(cls)}
         for what, wrong in (
-            ("lacks", names - {"sources"} - set(given)),
+            ("lacks", names - OPTIONAL - set(given)),
             ("has unknown", set(given) - names),
         ):
             if wrong:
@@ -105,6 +122,7 @@ class DeviceModel:
         return cls(**{key: _checked(key, value, where) for key, value in given.items()})
 
 
+OPTIONAL = frozenset({"link_launch", "link_work", "sources"})
 _REMEDY = "Write it with `python -m ascend_sp.calibrate --out FILE`."
 
 
@@ -125,6 +143,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
         ok = isinstance(value, dict) and bool(value)
         ok = ok and all(_is_dtype(k) and _is_positive(v) for k, v in value.items())
         allowed = 'an object like {"bfloat16": flop/s, ...}, each a dtype of torch and a number > 0'
+    elif key in OPTIONAL:
+        ok, allowed = _is_positive(value, or_zero=True), "a number >= 0"
     else:
         ok, allowed = _is_positive(value), "a number > 0"
     if not ok:
@@ -132,9 +152,9 @@ def _checked(key: str, value: Any, where: str) -> Any:
     return value
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: Any, or_zero: bool = False) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
+    return number and math.isfinite(value) and (value > 0 or (or_zero and value == 0))
 
 
 def _is_dtype(name: str) -> bool:
@@ -200,6 +220,8 @@ DEVICES: dict[str, DeviceModel] = {
             link_latency=220e-6,
             link_bandwidth=2.3e9,
             shared_link=True,
+            link_launch=190e-6,
+            link_work=0.46e-9,
             sources=(
                 "measured by ascend_sp.calibrate: two ranks, one core each, of an AMD EPYC (Zen 4) "
                 "with AVX-512, gloo on loopback",

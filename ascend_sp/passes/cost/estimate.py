@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils.flop_counter import flop_registry
 
 from ascend_sp.passes._pytorch import OpOverload, tree_leaves
-from ascend_sp.passes.cost.device import DeviceModel
+from ascend_sp.passes.cost.device import DeviceModel, LinkCost
 from ascend_sp.passes.npu.attention_ops import OPS as NPU_ATTENTION
 from ascend_sp.runtime.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, STARTS, WAIT
 
@@ -79,10 +79,10 @@ class Estimator:
         compute = sum(self._compute(n) for n in kernel)
         return max(compute, _traffic(kernel) / d.memory) + d.launch
 
-    def transfer(self, node: fx.Node) -> float:
-        """Time from the start of a collective to its end; 0.0 for every other node."""
+    def transfer(self, node: fx.Node) -> LinkCost:
+        """What a collective takes of the link and of the device; nothing for every other node."""
         if node.target not in STARTS:
-            return 0.0
+            return LinkCost(0.0, 0.0)
         size = sum(bytes_of(v) for v in tensors_of(node.args[0]))
         d = self.device
         time = {ALL_TO_ALL: d.all_to_all, ALL_GATHER: d.all_gather, ALL_REDUCE: d.all_reduce}

@@ -1,7 +1,8 @@
 """A list scheduler over two resources: the device, which computes, and the link, which transfers.
 
 Both do one thing after another, in the order of the program; a transfer begins when the program
-reaches it and the link is free, and whatever needs it waits for its end. Nothing here knows FX:
+reaches it and the link is free, and whatever needs it waits for its end. Some links need the device
+to move the data (sockets and the CPU): that is the work of a transfer. Nothing here knows FX:
 tasks are numbers, and the same tasks give the same order on every rank.
 
 Order is made in two steps. **By demand**: before each transfer stands only what it needs, and of
@@ -32,6 +33,8 @@ class Task:
     needs: tuple[int, ...] = ()
     transfer: bool = False
     """Runs on the link."""
+    work: float = 0.0
+    """Seconds that a transfer takes of the device besides, at its start."""
     serves: str = ""
     """What the transfers of one attention have in common."""
     fills: bool = False
@@ -52,6 +55,8 @@ class Stall:
 class Run:
     """What an order comes to, by the estimates of its tasks. Times are seconds from the start."""
 
+    reached: tuple[float, ...]
+    """When the device came to each task: a transfer then begins when the link is free."""
     begins: tuple[float, ...]
     ends: tuple[float, ...]
     stalls: tuple[Stall, ...]
@@ -72,7 +77,7 @@ def simulate(tasks: Sequence[Task], order: Iterable[int]) -> Run:
     clock = _Clock(tasks)
     for t in order:
         clock.run(t)
-    return Run(tuple(clock.begins), tuple(clock.ends), tuple(clock.stalls))
+    return Run(tuple(clock.reached), tuple(clock.begins), tuple(clock.ends), tuple(clock.stalls))
 
 
 def schedule(tasks: Sequence[Task], window: int = WINDOW) -> list[int]:
@@ -86,6 +91,7 @@ class _Clock:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
         self.now = self.link = 0.0
+        self.reached = [0.0] * len(tasks)
         self.begins = [0.0] * len(tasks)
         self.ends = [0.0] * len(tasks)
         self.stalls: list[Stall] = []
@@ -105,10 +111,12 @@ class _Clock:
             if self.ends[n] > self.now:
                 self.stalls.append(Stall(n, self.ends[n] - self.now, t))
                 self.now = self.ends[n]
+        self.reached[t] = self.now
         begin = max(self.now, self.link) if task.transfer else self.now
         self.begins[t], self.ends[t] = begin, begin + task.seconds
         if task.transfer:
             self.link = self.ends[t]
+            self.now += task.work
         else:
             self.now = self.ends[t]
 

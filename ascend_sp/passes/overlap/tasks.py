@@ -84,17 +84,19 @@ def neutral_seconds(estimator: Estimator) -> Seconds:
     return lambda node: estimator.seconds(node) if alike_on_all_ranks(node) else 0.0
 
 
-def program(nodes: Iterable[fx.Node], seconds: Seconds, transfer: Seconds, fuses: bool) -> Program:
+def program(
+    nodes: Iterable[fx.Node], seconds: Seconds, estimator: Estimator, fuses: bool
+) -> Program:
     """The tasks of a graph; see `add_tasks`."""
     found = Program(list(nodes), [], [])
-    found.node_of = add_tasks(found.nodes, seconds, transfer, fuses=fuses, tasks=found.tasks)
+    found.node_of = add_tasks(found.nodes, seconds, estimator, fuses=fuses, tasks=found.tasks)
     return found
 
 
 def add_tasks(
     nodes: Iterable[fx.Node],
     seconds: Seconds,
-    transfer: Seconds,
+    estimator: Estimator,
     *,
     fuses: bool,
     tasks: list[Task],
@@ -105,7 +107,7 @@ def add_tasks(
     Args:
         nodes: all of the graph, in an order in which it can run.
         seconds: what a node costs the device; 0 makes it part of a task.
-        transfer: what a collective costs the link.
+        estimator: what a collective costs the link and the device.
         fuses: the target merges ops that are no products, so that only products can be moved.
         tasks: takes them.
         expand: for targets that are several tasks, what appends them and says which of them stand
@@ -123,7 +125,7 @@ def add_tasks(
             continue
         needs = frozenset[int]().union(*(behind[x] for x in node.all_input_nodes))
         starts = node.target in STARTS
-        cost = transfer(node) if starts else seconds(node)
+        cost, work = estimator.transfer(node) if starts else (seconds(node), 0.0)
         if not starts and (cost <= 0 or node.op in ("placeholder", "output")):
             behind[node] = needs
             continue
@@ -134,7 +136,7 @@ def add_tasks(
         behind[node] = frozenset({len(tasks)})
         serves = node.meta.get(ORIGIN, "") if node.target is ALL_TO_ALL else ""
         fills = not starts and not random and (not fuses or node.target in PRODUCTS)
-        tasks.append(Task(node.name, cost, tuple(sorted(needs)), starts, serves, fills))
+        tasks.append(Task(node.name, cost, tuple(sorted(needs)), starts, work, serves, fills))
         node_of.append(node)
     return node_of
 

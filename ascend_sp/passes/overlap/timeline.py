@@ -48,7 +48,7 @@ class Timeline:
     @property
     def compute(self) -> float:
         """Seconds in which the device computes."""
-        return sum(t.seconds for t in self.tasks if not t.transfer)
+        return sum(t.work if t.transfer else t.seconds for t in self.tasks)
 
     @property
     def travel(self) -> float:
@@ -121,7 +121,7 @@ def timeline(
         made: whether the order was made to hide transfers; else that is why some are exposed.
         limited: whether memory ruled out a faster order.
     """
-    p = program(nodes, estimator.seconds, estimator.transfer, estimator.fuses)
+    p = program(nodes, estimator.seconds, estimator, estimator.fuses)
     run = simulate(p.tasks, range(len(p.tasks)))
     exposed: dict[int, float] = defaultdict(float)
     for stall in run.stalls:
@@ -203,6 +203,9 @@ def chrome_trace(timelines: Timelines) -> dict[str, Any]:
                     args,
                 )
             )
+            if task.work:
+                at = line.run.reached[i]
+                events.append(_event(pid, 1, f"start {task.name}", at, task.work, args))
         for stall in line.run.stalls:
             end = line.run.ends[stall.transfer]
             waits_for = line.tasks[stall.transfer].name
