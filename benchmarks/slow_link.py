@@ -11,6 +11,10 @@ place of each collective: it computes as much, and nothing that it could wait fo
 
     hidden = (synchronous - program) / (synchronous - no communication)
 
+Sockets are served by the core that computes, and no order hides that. "Of what needs no CPU" is the
+same, but to "no communication" is added the CPU time that a rank of the synchronous program needs
+more.
+
 What a rank waits for the other to come counts as communication, and no order hides it: on a busy
 machine all programs look worse than they are. More rounds help little there; a quiet machine does.
 """
@@ -35,6 +39,7 @@ from ranks import Prepared, Ranks, Times
 from ascend_sp.passes.cost.device import DEVICES, DeviceModel
 
 LOCAL, SYNCHRONOUS = "no communication", "synchronous"
+LIMIT = "no communication, and the CPU time of it"
 PLAIN = {"async": False, "strategy": "separate"}
 """Every operation where the program has it: nothing stands between a start and its wait."""
 PROGRAMS: dict[str, dict[str, Any]] = {
@@ -74,19 +79,25 @@ def summed(times: list[Times]) -> Series:
     }
 
 
+def limit(wall: Series, cpu: Series) -> list[float]:
+    """Wall seconds of each step if nothing had to be waited for, but sockets have to be served."""
+    rounds = zip(wall[LOCAL], cpu[LOCAL], cpu[SYNCHRONOUS], strict=True)
+    return [local + max(with_it - without, 0) / 2 for local, without, with_it in rounds]
+
+
 def ratios(series: Series, name: str, rounds: list[int] | None = None) -> list[float]:
     """`name` to the synchronous program, round by round."""
     rounds = list(range(len(series[name]))) if rounds is None else rounds
     return [series[name][r] / series[SYNCHRONOUS][r] for r in rounds]
 
 
-def hidden(wall: Series, name: str, rounds: list[int] | None = None) -> float:
-    """The share of the communication that `name` hides, by medians over `rounds`.
+def hidden(wall: Series, name: str, rounds: list[int] | None = None, best: str = LOCAL) -> float:
+    """The share that `name` hides of the communication (of what `best` lacks), by medians.
 
     Of medians, not a median: in one round the difference below the line may be next to nothing.
     """
     saved = 1 - statistics.median(ratios(wall, name, rounds))
-    communication = 1 - statistics.median(ratios(wall, LOCAL, rounds))
+    communication = 1 - statistics.median(ratios(wall, best, rounds))
     return saved / communication if communication else float("nan")
 
 
@@ -108,12 +119,13 @@ def spread(wall: Series, name: str, samples: int = 1000) -> tuple[float, float]:
 def table(prepared: Prepared, times: list[Times], with_hidden: bool) -> str:
     """The measurement of one model as Markdown."""
     wall, cpu = slowest(times), summed(times)
-    share = 1 - statistics.median(ratios(wall, LOCAL))
+    wall_and_limit = wall | {LIMIT: limit(wall, cpu)}
+    share, waits = (1 - statistics.median(ratios(wall_and_limit, n)) for n in (LOCAL, LIMIT))
     lines = [
         f"{prepared.model}: {len(wall[LOCAL])} rounds; communication is {share:.0%} of the "
-        "synchronous step.",
+        f"synchronous step, {waits:.0%} without its CPU time.",
         "| program | wall / synchronous, median (quartiles) "
-        "| communication hidden (90 % interval), fastest rounds "
+        "| communication hidden (90 % interval), fastest rounds, of what needs no CPU "
         "| CPU of both ranks / synchronous | largest difference |",
         "|---|---|---|---|---|",
     ]
@@ -125,6 +137,7 @@ def table(prepared: Prepared, times: list[Times], with_hidden: bool) -> str:
             low, high = spread(wall, name)
             cells[1] = f"{hidden(wall, name):.0%} ({low:.0%} .. {high:.0%})"
             cells[1] += f", {hidden_at_best(wall, name):.0%}"
+            cells[1] += f", {hidden(wall_and_limit, name, best=LIMIT):.0%}"
         cells.append(f"{statistics.median(ratios(cpu, name)):.3f}")
         cells.append(f"{prepared.errors[name]:.0e}" if name in prepared.errors else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -20,14 +20,26 @@ from simulator import capture, compile_rank
 from toy import SelfAttention
 
 
-def dumped(rank: int, world: int, folder: str) -> None:
+def dumped(rank: int, world: int, folder: str) -> bool:
+    """Whether a dump changed neither the result nor the program."""
     model = flux(1, 1, 3)
-    options = {"target": "eager", "dump_dir": folder, "strategy": "separate"}
-    torch.compile(model, backend="ascend_sp", options=options)(**flux_inputs(1, 17, 7))
+    seen = []
+    for more in ({"dump_dir": folder}, {}):
+        codes: list[str] = []
+        options = {
+            "target": "eager",
+            "strategy": "separate",
+            "observer": lambda name, gm, _, codes=codes: codes.append(f"{name} {gm.graph}"),
+        }
+        torch._dynamo.reset()
+        program = torch.compile(model, backend="ascend_sp", options=options | more)
+        seen.append((program(**flux_inputs(1, 17, 7))[0], codes))
+    (with_dump, one), (without, two) = seen
+    return torch.equal(with_dump, without) and len(one) > 5 and one == two
 
 
 def test_dump(tmp_path: Path) -> None:
-    values(run(dumped, 2, str(tmp_path)))
+    assert values(run(dumped, 2, str(tmp_path))) == [True, True]
     for rank in (0, 1):
         (folder,) = tmp_path.glob(f"graph_*/rank_{rank}")
         names = sorted(f.name for f in folder.iterdir())

@@ -295,9 +295,27 @@ def break_placement(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     return gm
 
 
+def break_count(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    node = next(n for n in gm.graph.nodes if n.target is torch.ops.aten.mul.Tensor)
+    node.meta["val"] = (node.meta["val"], node.meta["val"])
+    del node.meta["ascend_sp_placements"]
+    return gm
+
+
+def break_placements(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+    node = next(n for n in gm.graph.nodes if n.target is torch.ops.aten.mul.Tensor)
+    node.meta["ascend_sp_placements"] *= 2
+    return gm
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
-    [(break_shape, "is recorded as"), (break_placement, "so each of 2 ranks holds")],
+    [
+        (break_shape, "is recorded as"),
+        (break_count, "is recorded as 2 tensors and yields 1"),
+        (break_placement, "so each of 2 ranks holds"),
+        (break_placements, "has 2 placements and 1 tensors"),
+    ],
 )
 def test_verification_names_the_pass_and_the_node(bad: Callable, words: str) -> None:
     captured = capture(Tiny(), torch.randn(1, 5, 8))

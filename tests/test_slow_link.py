@@ -113,6 +113,11 @@ def test_the_hidden_share() -> None:
     assert slow_link.hidden(wall, slow_link.LOCAL) == pytest.approx(1)
     assert slow_link.hidden(wall, "half") == pytest.approx(0.5)
     assert slow_link.hidden_at_best(wall, "half") == pytest.approx(0.5)
+    # Of the 4 seconds of two ranks each, 2 are their CPUs': whoever hides 2 of 4 hides all it can.
+    cpu = {slow_link.LOCAL: [12.0, 24.0, 12.0], slow_link.SYNCHRONOUS: [16.0, 32.0, 16.0]}
+    limited = wall | {slow_link.LIMIT: slow_link.limit(wall, cpu)}
+    assert limited[slow_link.LIMIT] == [8.0, 16.0, 8.0]
+    assert slow_link.hidden(limited, "half", best=slow_link.LIMIT) == pytest.approx(1)
 
 
 @needs_link

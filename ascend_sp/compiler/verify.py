@@ -66,7 +66,11 @@ def _check_value(emit: Emitter, node: fx.Node, pass_name: str) -> None:
         found = emit.evaluate(node)
     except Exception as e:
         raise _broken(node, pass_name, f"it fails on its operands' fake values: {e}") from e
-    for have, now in zip(_tensors(node.meta["val"]), _tensors(found), strict=True):
+    recorded, yielded = _tensors(node.meta["val"]), _tensors(found)
+    if len(recorded) != len(yielded):
+        count = f"it is recorded as {len(recorded)} tensors and yields {len(yielded)}"
+        raise _broken(node, pass_name, count)
+    for have, now in zip(recorded, yielded, strict=True):
         if not _is_shape(have, as_shape(now.shape)) or have.dtype != now.dtype:
             raise _broken(
                 node,
@@ -85,9 +89,11 @@ def _check_value(emit: Emitter, node: fx.Node, pass_name: str) -> None:
 def _check_placement(node: fx.Node, world: int, pass_name: str) -> None:
     if PLACEMENTS not in node.meta:
         return
-    for value, placement, whole in zip(
-        _tensors(node.meta.get("val")), node.meta[PLACEMENTS], node.meta[GLOBAL_SHAPES], strict=True
-    ):
+    values, placements = _tensors(node.meta.get("val")), node.meta[PLACEMENTS]
+    if len(values) != len(placements):
+        count = f"it has {len(placements)} placements and {len(values)} tensors"
+        raise _broken(node, pass_name, count)
+    for value, placement, whole in zip(values, placements, node.meta[GLOBAL_SHAPES], strict=True):
         wanted = local_shape(whole, placement, world)
         if not _is_shape(value, wanted):
             raise _broken(
