@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ascend_sp
 import ascend_sp.explain as command
-from models import flux, flux_inputs
+from models import flux, flux_inputs, wan
 from simulator import capture, compile_rank
 from toy import SelfAttention
 
@@ -57,6 +57,15 @@ def test_it_says_what_a_compile_does() -> None:
     out = io.StringIO()
     found.show(out)
     assert "8 all-to-alls" in out.getvalue()
+
+
+def test_attention_to_keys_that_all_ranks_have_counts_as_split() -> None:
+    model, inputs = wan()
+    found = ascend_sp.explain(model, **inputs, explain_options={"ranks": 2, "device": "cpu"})
+    (report,) = found.reports
+    assert [len(x) for x in (report.attentions, report.local, report.whole)] == [2, 2, 0]
+    assert "4 of 4 attentions are split" in str(found)
+    assert "| no | nothing | 0 |" in str(found)
 
 
 def test_a_model_on_meta_is_explained_for_npus() -> None:

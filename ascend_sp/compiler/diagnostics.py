@@ -34,7 +34,7 @@ from ascend_sp.compiler.runnable import change, counts, script
 from ascend_sp.passes.context import IMPLEMENTATIONS, PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.timeline import TIMELINES, chrome_trace
-from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
+from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, PLACEMENTS
 from ascend_sp.passes.ulysses import EXCHANGES
 
 log = logging.getLogger(__name__)

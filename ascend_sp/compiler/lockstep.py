@@ -19,8 +19,7 @@ from torch import Tensor, fx
 from ascend_sp.passes._pytorch import tree_leaves
 from ascend_sp.passes.context import source_line
 from ascend_sp.passes.emitter import ORIGIN
-from ascend_sp.passes.sharding.layout import REPLICATE, Partial, Placement, Shard
-from ascend_sp.passes.sharding.materialise import PLACEMENTS
+from ascend_sp.passes.sharding.layout import PLACEMENTS, REPLICATE, Partial, Placement, Shard
 from ascend_sp.passes.sizes import Size, as_size
 from ascend_sp.runtime.topology import Topology
 

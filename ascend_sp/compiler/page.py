@@ -24,6 +24,10 @@ COLUMNS = (
     "called at",
 )
 
+STAYS, WHOLE = "nothing", "not split"
+"""What travels of an attention without an exchange: each rank has all that its own rows attend to,
+or every rank computes all of it."""
+
 
 def summary(r: Report, *, short: bool = False) -> str:
     """The page; `short`: only what fits a screen."""
@@ -68,7 +72,7 @@ def duration(seconds: float) -> str:
 
 def _headline(r: Report) -> list[str]:
     """What was sharded and how, in three sentences."""
-    n, whole = len(r.attentions), len(r.whole)
+    n, whole = len(r.attentions) + len(r.local), len(r.whole)
     count = Counter(WORDS.get(row["op"], row["op"]) for row in r.collectives)
     known = sum(row["bytes"] for row in r.collectives if isinstance(row["bytes"], int))
     if r.ranks == 1:
@@ -107,7 +111,7 @@ def _attentions(r: Report, short: bool) -> list[str]:
         key = {k: v for k, v in row.items() if k not in ("name", "hidden")}
         kinds.setdefault(str(key), []).append(row)
     rows = [_split(same) for same in kinds.values()]
-    for text, n in Counter(_whole(a, r.ranks) for a in r.whole).items():
+    for text, n in Counter(_unsent(a, r.ranks) for a in (*r.local, *r.whole)).items():
         rows.append((str(n), *text))
     if not rows:
         return []
@@ -121,6 +125,12 @@ def _attentions(r: Report, short: bool) -> list[str]:
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
     ]
+    if r.local:
+        lines += [
+            "Of some nothing travels: every rank has all that its own rows attend to. Their rows "
+            "are those of one rank.",
+            "",
+        ]
     if r.attentions:
         lines += [
             "Rows: queries (and keys, if they are others), by segments that are cut each for "
@@ -149,17 +159,17 @@ def _split(same: list[dict[str, Any]]) -> tuple[str, ...]:
 def _sentence(row: tuple[str, ...]) -> str:
     n, rows, heads, mask, travels, exchanges, sent, hidden, runs_as, where = row
     told = [f"{n} x {rows} rows", f"{heads} heads"] + [f"mask {mask}"] * (mask not in ("", "no"))
-    if travels == "not split":
+    if travels in (STAYS, WHOLE):
         told += [travels]
     elif travels != "-":
         told += [travels, f"{exchanges} all-to-alls of {sent} in all, {hidden} hidden"]
     return f"- {', '.join(told)}; runs as {runs_as}; called at {where}"
 
 
-def _whole(a: Mapping[str, str], ranks: int) -> tuple[str, ...]:
+def _unsent(a: Mapping[str, Any], ranks: int) -> tuple[str, ...]:
     rows = a["queries"] if a["queries"] == a["keys"] else f"{a['queries']}, {a['keys']}"
     where = place(a["called_at"])
-    travels = "not split" if ranks > 1 else "-"
+    travels = "-" if ranks == 1 else STAYS if a["local"] else WHOLE
     return (rows, a["heads"], a["mask"], travels, "0", "", "", a["runs_as"], where)
 
 

@@ -13,8 +13,7 @@ from ascend_sp.passes.context import IMPLEMENTATIONS, PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.copies import copies
 from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines
-from ascend_sp.passes.sharding.layout import REPLICATE
-from ascend_sp.passes.sharding.materialise import PLACEMENTS
+from ascend_sp.passes.sharding.layout import PLACEMENTS, REPLICATE
 from ascend_sp.passes.ulysses import EXCHANGES
 from ascend_sp.runtime.collectives import STARTS
 
@@ -29,7 +28,9 @@ class Report:
     target: str
     attentions: list[dict[str, Any]]
     """Each attention whose rows and heads change hands."""
-    whole: list[dict[str, str]]
+    local: list[dict[str, Any]]
+    """Each attention of a rank's own rows, or batch, that needs no exchange: all keys are there."""
+    whole: list[dict[str, Any]]
     """Each attention that runs on whole tensors, on every rank."""
     collectives: list[dict[str, Any]]
     """In program order; see `collectives`."""
@@ -79,7 +80,7 @@ def report(
     if lines:
         told = {row["name"]: row for row in lines.after.rows()}
         rows = [row | told.get(row["name"], {}) for row in rows]
-    became: dict[str, list[dict[str, str]]] = {}
+    became: dict[str, list[dict[str, Any]]] = {}
     for a in ctx.analysis.get(IMPLEMENTATIONS, ()):
         became.setdefault(a["node"], []).append(a)
     attentions = []
@@ -101,13 +102,15 @@ def report(
                 "copies": asdict(around[exchange.name]) if exchange.name in around else {},
             }
         )
+    rest = [a for same in became.values() for a in same]
     return Report(
         graph=graph,
         rank=ctx.topology.rank,
         ranks=ctx.topology.size,
         target=ctx.target,
         attentions=attentions,
-        whole=[a for same in became.values() for a in same],
+        local=[a for a in rest if a["local"]],
+        whole=[a for a in rest if not a["local"]],
         collectives=rows,
         overlap=lines.totals() if lines else {},
         strategies=[c.to_json() for c in ctx.analysis.get(CHOICES, ())],

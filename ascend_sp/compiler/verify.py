@@ -9,8 +9,7 @@ from torch import fx
 from ascend_sp.passes._pytorch import HigherOrderOperator, statically_known_true, tree_leaves
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import Emitter, same_strides
-from ascend_sp.passes.sharding.layout import local_shape
-from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, PLACEMENTS
+from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, PLACEMENTS, local_shape
 from ascend_sp.passes.sizes import Size, as_shape, same_shape
 from ascend_sp.runtime.errors import VerificationError
 

@@ -26,7 +26,7 @@ from ascend_sp.passes.overlap.strategies import (
     refusal,
 )
 from ascend_sp.passes.overlap.tasks import Behind, add_tasks, neutral_seconds
-from ascend_sp.passes.sharding.materialise import INPUTS
+from ascend_sp.passes.sharding.layout import INPUTS
 from ascend_sp.runtime.ops import attention_arguments, split_attention
 
 CHOICES = "strategies"

@@ -12,6 +12,7 @@ from torch import fx
 
 from ascend_sp.passes.cost.device import find
 from ascend_sp.passes.cost.estimate import Estimator
+from ascend_sp.passes.sharding.layout import PLACEMENTS, REPLICATE
 from ascend_sp.runtime.npu import DEVICE, Ascend
 from ascend_sp.runtime.ops import attention_arguments
 from ascend_sp.runtime.topology import SINGLE, Topology
@@ -122,6 +123,8 @@ class PassContext:
             {
                 # What an earlier pass made of one of the user's nodes is called after that pass.
                 "node": attention.meta.get("ascend_sp_origin", attention.name),
+                # Placed is what runs without an exchange: rows of this rank, or all of them.
+                "local": any(p != REPLICATE for p in attention.meta.get(PLACEMENTS, ())),
                 "runs_as": implementation,
                 "heads": f"{q[-3] if len(q) > 2 else 1} x {q[-1]}",
                 "mask": "causal" if given["is_causal"] else shape,

@@ -25,8 +25,7 @@ from torch import fx
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.emitter import Emitter, as_shape_of
 from ascend_sp.passes.overlap.strategies import SEPARATE, STRATEGY, Strategy
-from ascend_sp.passes.sharding.layout import Sequence
-from ascend_sp.passes.sharding.materialise import GLOBAL_SHAPES, INPUTS, PLACEMENTS
+from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, INPUTS, PLACEMENTS, Sequence
 from ascend_sp.passes.sharding.redistribute import by_rank, in_order
 from ascend_sp.passes.sizes import Size, ceil_div, divide, equal
 from ascend_sp.runtime import collectives

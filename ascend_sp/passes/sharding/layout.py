@@ -19,6 +19,13 @@ from typing import TypeAlias
 
 from ascend_sp.passes.sizes import Size, ceil_div, divide, equal, product, total
 
+PLACEMENTS = "ascend_sp_placements"
+"""Meta key: the placement of each tensor that a node yields."""
+GLOBAL_SHAPES = "ascend_sp_global_shapes"
+"""Meta key: the global shape of each tensor that a node yields."""
+INPUTS = "ascend_sp_inputs"
+"""Meta key: the placements of a node's operands, where it has sharded ones."""
+
 
 @dataclass(frozen=True)
 class Seam:

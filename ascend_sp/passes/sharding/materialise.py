@@ -16,17 +16,20 @@ from ascend_sp.passes._pytorch import HigherOrderOperator, tree_map
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.emitter import Emitter, same_strides
 from ascend_sp.passes.sharding import redistribute
-from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Partial, Placement, Shard, same
+from ascend_sp.passes.sharding.layout import (
+    GLOBAL_SHAPES,
+    INPUTS,
+    PARTIAL,
+    PLACEMENTS,
+    REPLICATE,
+    Partial,
+    Placement,
+    Shard,
+    same,
+)
 from ascend_sp.passes.sharding.plan import Plan, operand_nodes, shapes
 from ascend_sp.passes.sharding.propagate import PLAN
 from ascend_sp.passes.sizes import as_size
-
-PLACEMENTS = "ascend_sp_placements"
-"""Meta key: the placement of each tensor that a node yields."""
-GLOBAL_SHAPES = "ascend_sp_global_shapes"
-"""Meta key: the global shape of each tensor that a node yields."""
-INPUTS = "ascend_sp_inputs"
-"""Meta key: the placements of a node's operands, where it has sharded ones."""
 
 
 def materialise_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
