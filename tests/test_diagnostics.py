@@ -45,13 +45,14 @@ def test_dump(tmp_path: Path) -> None:
         names = sorted(f.name for f in folder.iterdir())
         assert names == [
             "00_captured.py",
-            "01_decompose_complex.py",
-            "02_propagate_sharding.py",
-            "03_materialise_sharding.py",
-            "04_choose_strategy.py",
-            "05_ulysses.py",
-            "06_schedule_collectives.py",
-            "07_lower_attention.py",
+            "01_eliminate_common_subexpressions.py",
+            "02_decompose_complex.py",
+            "03_propagate_sharding.py",
+            "04_materialise_sharding.py",
+            "05_choose_strategy.py",
+            "06_ulysses.py",
+            "07_schedule_collectives.py",
+            "08_lower_attention.py",
             "collectives.json",
             "compile_time.json",
             "dataflow.svg",
@@ -81,7 +82,7 @@ def test_dump(tmp_path: Path) -> None:
         placements = (folder / "placements.txt").read_text()
         assert "S(1: [17])" in placements
         assert "transformer_flux.py" in placements
-        head = (folder / "05_ulysses.py").read_text()[:1500]
+        head = (folder / "06_ulysses.py").read_text()[:1500]
         assert "after ulysses" in head and "strategy=separate" in head
         assert "   +8  _c10d_functional.all_to_all_single.default" in head
         assert "   -2  ascend_sp.split_attention.default" in head

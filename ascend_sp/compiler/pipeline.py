@@ -17,6 +17,7 @@ from ascend_sp.passes.choose_strategy import choose_strategy
 from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.decompose_complex import decompose_complex
 from ascend_sp.passes.decompose_unsupported import decompose_unsupported
+from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from ascend_sp.passes.emitter import ORIGIN, Emitter
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.npu.attention import fuse_attention
@@ -90,6 +91,7 @@ def _facts(*names: str) -> frozenset[str]:
 
 PASSES: tuple[Pass, ...] = (
     # On an ATen graph of whole tensors, attention still opaque (capture_attention ran before):
+    Pass(eliminate_common_subexpressions, _facts("aten"), when=_several_ranks, optional=True),
     Pass(decompose_complex, _facts("aten"), _facts("real"), _no_complex),
     Pass(propagate_sharding, _facts("aten"), _facts("planned"), _several_ranks),
     # From here on the graph is one rank's program.

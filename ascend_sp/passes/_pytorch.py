@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
+from torch._functorch.compile_utils import fx_graph_cse
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx, py_sym_types
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
@@ -33,6 +34,7 @@ __all__ = [
     "decompositions",
     "enable_python_dispatcher",
     "free_unbacked_symbols",
+    "fx_graph_cse",
     "has_kernel",
     "py_sym_types",
     "statically_known_true",

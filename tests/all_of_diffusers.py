@@ -1,0 +1,210 @@
+"""Every transformer of diffusers through the compiler, as diffusers' own tests build them.
+
+    git clone --filter=blob:none https://github.com/huggingface/diffusers /tmp/diffusers
+    git -C /tmp/diffusers checkout 58eb52c
+    .venv/bin/python tests/all_of_diffusers.py /tmp/diffusers
+
+Models and inputs are those of `tests/models/transformers` there: sizes that nobody here chose. Each
+is compiled for 2 and 3 simulated ranks, every graph that Dynamo makes of it, and compared with
+eager.
+Printed is one line for each model and number of ranks, as Markdown; the exit status is 1 if one is
+wrong or fails. A model that cannot be built with what is installed is named at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+ALLOWED = 1e-5
+"""Largest difference to eager, as a share of the largest value."""
+LIMIT = 600
+"""Seconds for the models of one file."""
+
+
+@dataclass
+class Row:
+    """One model on some ranks."""
+
+    model: str
+    ranks: int
+    graphs: int = 0
+    attentions: Counter = field(default_factory=Counter)
+    collectives: Counter = field(default_factory=Counter)
+    error: float = 0.0
+
+    def __str__(self) -> str:
+        split, all_ = self.attentions["split"], self.attentions.total()
+        sent = ", ".join(f"{n} {op}" for op, n in sorted(self.collectives.items())) or "none"
+        verdict = "" if self.error <= ALLOWED else " **wrong**"
+        return (
+            f"| {self.model} | {self.ranks} | {self.graphs} | {split} of {all_} | {sent} "
+            f"| {self.error:.0e}{verdict} |"
+        )
+
+
+def models(module: Any) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """What the test classes of one of diffusers' files build."""
+    seen = set()
+    for made in list(vars(module).values()):
+        if not isinstance(made, type) or made.__module__ != module.__name__:
+            continue
+        build = getattr(made, "get_init_dict", None)
+        both = getattr(made, "prepare_init_args_and_inputs_for_common", None)
+        if not hasattr(made, "model_class") or (build or both) in (None, *seen):
+            continue
+        seen.add(build or both)
+        test = made()
+        if build:
+            init, inputs = test.get_init_dict(), test.get_dummy_inputs()
+        else:
+            init, inputs = test.prepare_init_args_and_inputs_for_common()
+        model = test.model_class(**init)
+        torch.manual_seed(0)
+        for p in model.parameters():
+            if p.is_floating_point():  # diffusers starts some gates at zero, which hides mistakes
+                nn.init.normal_(p, std=0.08 if p.dim() > 1 else 0.2)
+        yield model.eval(), dict(inputs)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors in what a model returns."""
+    from torch.utils._pytree import tree_leaves
+
+    output = output.to_tuple() if hasattr(output, "to_tuple") else output
+    return [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+
+
+def check(model: nn.Module, inputs: dict[str, Any], want: list[Tensor], ranks: int) -> Row:
+    """Compile every graph of a call for simulated ranks, and compare with eager's `want`."""
+    from ascend_sp.compiler import _pytorch
+    from ascend_sp.compiler.pipeline import capture_attention
+    from ascend_sp.compiler.report import report
+    from ascend_sp.passes.context import PassContext
+    from simulator import Captured, simulate
+
+    row = Row(type(model).__name__, ranks)
+
+    def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        gm = capture_attention(gm, PassContext())
+
+        def compile_graph(aten: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+            row.graphs += 1
+
+            def run(values: list[Any]) -> Any:
+                outputs, programs, ctx, network = simulate(Captured(aten, list(values)), ranks)
+                row.collectives.update(network.calls)
+                found = report(programs[0], ctx, row.graphs, {}, {}, [])
+                row.attentions["split"] += len(found.attentions) + len(found.local)
+                row.attentions["whole"] += len(found.whole)
+                for other in outputs[1:]:
+                    row.error = max(row.error, distance(tensors(other), tensors(outputs[0])))
+                return outputs[0]
+
+            return run
+
+        return _pytorch.to_aten(gm, examples, compile_graph)
+
+    with torch.no_grad():
+        torch._dynamo.reset()
+        got = tensors(torch.compile(model, backend=backend, dynamic=False)(**inputs))
+    row.error = max(row.error, distance(got, want))
+    return row
+
+
+def distance(got: list[Tensor], want: list[Tensor]) -> float:
+    """The largest difference, as a share of the largest value; inf if that is no number."""
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return float("inf")
+        if not b.numel():
+            continue
+        a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (a, b))
+        a, b = a.double(), b.double()
+        error = ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
+        worst = max(worst, error if error == error else float("inf"))
+    return worst
+
+
+def one_file(checkout: str, name: str, ranks: Sequence[int]) -> None:
+    """The rows of one file of diffusers' tests."""
+    warnings.filterwarnings("ignore")
+    sys.path.insert(0, checkout)
+    try:
+        built = list(models(importlib.import_module(f"tests.models.transformers.{name}")))
+    except Exception as e:
+        print(f"cannot be built: {name}: {type(e).__name__}: {str(e).splitlines()[0]}")
+        return
+    for model, inputs in built:
+        try:
+            with torch.no_grad():
+                want = tensors(model(**inputs))
+        except Exception as e:
+            print(f"does not run here: {type(model).__name__}: {str(e).splitlines()[0]}")
+            continue
+        for size in ranks:
+            try:
+                print(check(model, inputs, want, size), flush=True)
+            except Exception as e:
+                told = f"{type(e).__name__}: {str(e).splitlines()[0]}"
+                print(f"| {type(model).__name__} | {size} | | | | **fails** {told} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkout", help="a checkout of diffusers")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--jobs", type=int, default=2, help="files at a time")
+    parser.add_argument("--only", default="", help="files whose name holds this")
+    parser.add_argument("--file", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.file:
+        one_file(given.checkout, given.file, given.ranks)
+        return
+    folder = Path(given.checkout) / "tests/models/transformers"
+    names = sorted(f.stem for f in folder.glob("test_*.py") if given.only in f.stem)
+    if not names:
+        parser.error(f"no tests of transformers in {folder}: give a checkout of diffusers")
+    print("| model | ranks | graphs | attentions split | collectives | difference |")
+    print("|---|---|---|---|---|---|")
+    left: list[str] = []
+
+    def run(name: str) -> list[str]:
+        command = [sys.executable, __file__, given.checkout, "--file", name, "--ranks"]
+        command += map(str, given.ranks)
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            return [f"| {name} | | | | | **fails** more than {LIMIT} s |"]
+        lines = done.stdout.splitlines()
+        return lines if not done.returncode else [*lines, f"| {name} | | | | | **fails** died |"]
+
+    failed = False
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for lines in pool.map(run, names):
+            left += [line for line in lines if not line.startswith("|")]
+            rows = [line for line in lines if line.startswith("|")]
+            failed |= any("**" in row for row in rows)
+            for row in rows:
+                print(row, flush=True)
+    print("\n".join(["", *left]))
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
