@@ -88,13 +88,13 @@ def test_dump(tmp_path: Path) -> None:
         assert "   -2  ascend_sp.split_attention.default" in head
     # A file runs by itself, in one process, as the rank that wrote it.
     folder = next(tmp_path.glob("graph_*/rank_1"))
-    for name in ("00_captured", "07_lower_attention"):
+    for name in ("00_captured", "08_lower_attention"):
         line = [sys.executable, str(folder / f"{name}.py")]
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)
         assert done.stdout == "(1, 17, 16)\n", done.stderr
     with pytest.raises(SystemExit, match="split_attention stands for communication"):
-        runpy.run_path(str(folder / "04_choose_strategy.py"), run_name="__main__")
+        runpy.run_path(str(folder / "05_choose_strategy.py"), run_name="__main__")
 
 
 class Constants(torch.nn.Module):
