@@ -40,6 +40,19 @@ def test_values_are_off_by_a_rounding_and_no_more(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found[2], want[2], rtol=4.04 * eps, atol=0)
 
 
+def test_what_is_finite_stays_finite_and_what_is_not_stays_as_it_is() -> None:
+    least = torch.finfo(torch.bfloat16).min
+
+    def masks(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full_like(x, least), x * 2
+
+    x = torch.full((64,), float("inf"), dtype=torch.bfloat16)
+    gm = make_fx(masks)(x)
+    mask, twice = Rounded(gm).run(x)
+    assert mask.isfinite().all() and (mask != least).any()
+    assert torch.equal(twice, x)
+
+
 class Chaos(nn.Module):
     """A rounding decides what comes out."""
 

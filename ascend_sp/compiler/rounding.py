@@ -41,6 +41,9 @@ def _rounded(x: Any, seed: int) -> Any:
     draw = torch.arange(x.numel(), device=x.device).add_(seed * 7919).mul_(2654435761)
     sign = draw.bitwise_right_shift_(17).remainder_(3).sub_(1).view(x.shape)
     wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    off = wide * (1 + sign.to(wide.dtype) * torch.finfo(x.dtype).eps)
+    range_ = torch.finfo(x.dtype)
+    off = wide * (1 + sign.to(wide.dtype) * range_.eps)
+    # The most negative number, in masks, must not become an infinity.
+    off = off.clamp_(range_.min, range_.max).where(wide.isfinite(), wide)
     # Of memory like the value's, since the graph's views count on its strides.
     return torch.empty_like(x).copy_(off)
