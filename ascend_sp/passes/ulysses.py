@@ -11,7 +11,7 @@ global order** where something does care: a mask, causality, or padding in the m
 
 Queries, keys and values travel apart, so that each can leave while the next is projected
 (**separate**), or in one all-to-all (**packed**), or a group of heads after the other
-(**pipelined**): one group then travels while another attends. `overlap/choose.py` chooses.
+(**pipelined**): one group then travels while another attends. `choose_strategy` chooses.
 """
 
 from __future__ import annotations
