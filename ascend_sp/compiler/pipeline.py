@@ -42,6 +42,14 @@ def _several_ranks(ctx: PassContext) -> bool:
     return ctx.topology.size > 1
 
 
+def _op_by_op(ctx: PassContext) -> bool:
+    """Inductor does this by itself, and would make one kernel of two that share a table.
+
+    So keys would have to be projected before queries can leave.
+    """
+    return _several_ranks(ctx) and not ctx.fuses
+
+
 def _npu(ctx: PassContext) -> bool:
     return ctx.device == DEVICE
 
@@ -91,7 +99,7 @@ def _facts(*names: str) -> frozenset[str]:
 
 PASSES: tuple[Pass, ...] = (
     # On an ATen graph of whole tensors, attention still opaque (capture_attention ran before):
-    Pass(eliminate_common_subexpressions, _facts("aten"), when=_several_ranks, optional=True),
+    Pass(eliminate_common_subexpressions, _facts("aten"), when=_op_by_op, optional=True),
     Pass(decompose_complex, _facts("aten"), _facts("real"), _no_complex),
     Pass(propagate_sharding, _facts("aten"), _facts("planned"), _several_ranks),
     # From here on the graph is one rank's program.
