@@ -16,7 +16,6 @@ from torch._dynamo.utils import counters
 import ascend_sp
 from ascend_sp.compiler.diagnostics import count_up
 from ascend_sp.compiler.ranges import names
-from processes import run, values
 from simulator import capture, compile_rank
 from toy import SelfAttention
 
@@ -151,31 +150,3 @@ def test_ranges_of_the_profiler() -> None:
     assert any(n.startswith("ascend_sp: wait for all-to-all of attention at") for n in named)
     assert any(n.startswith("ascend_sp: all-gather, 36 elements") for n in named)
     assert any(n.startswith("ascend_sp: attention of attention") for n in named)
-
-
-def profiled(rank: int, world: int) -> list[list[str]]:
-    """The ranges of one run, in time order, with Inductor and op by op; and those of a second."""
-    out = []
-    model, x = SelfAttention(12, 3).eval(), torch.ones(1, 6, 12)
-    for target, runs in (("inductor", 2), ("eager", 1)):
-        torch._dynamo.reset()
-        options = {"target": target, "strategy": "separate"}
-        program = torch.compile(model, backend="ascend_sp", options=options)
-        program(x)
-        for _ in range(runs):
-            with torch.profiler.profile() as seen:
-                program(x)
-            events = sorted(seen.events(), key=lambda e: e.time_range.start)
-            named = [e.name for e in events if e.name.startswith("ascend_sp: ")]
-            out.append([n for n in named if not n.startswith("ascend_sp: graph")])
-    return out
-
-
-def test_ranges_in_compiled_code() -> None:
-    for inductor, again, eager in values(run(profiled, 2)):
-        assert inductor == again
-        assert sum("wait for all-to-all of attention at" in n for n in inductor) == 4
-        assert sum("ascend_sp: attention of attention at" in n for n in inductor) == 1
-        assert sum("ascend_sp: wait for all-gather" in n for n in inductor) == 1
-        # The same names, in the same order, but for attention that went into a kernel.
-        assert inductor == eager

@@ -25,13 +25,11 @@ from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.autograd import profiler
-from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "BackendCompilerFailed",
     "DataDependentOutputException",
     "FakeTensorMode",
-    "TorchDispatchMode",
     "copy_of",
     "count",
     "debug_dir",

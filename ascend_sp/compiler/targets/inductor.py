@@ -2,28 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from torch import fx
-
 from ascend_sp.compiler import _pytorch
-from ascend_sp.compiler.ranges import Calls
-from ascend_sp.compiler.targets.base import Runnable, Target
+from ascend_sp.compiler.targets.base import Target
 
-
-def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]) -> Runnable:
-    """Compile with Inductor."""
-    calls = Calls(gm)
-    run = _pytorch.inductor(gm, inputs, static_inputs)
-
-    def call(args: list[Any]) -> Sequence[Any]:
-        if not _pytorch.profiling():
-            return run(args)
-        with calls:
-            return run(args)
-
-    return call
-
-
-INDUCTOR = Target("inductor", lower)
+INDUCTOR = Target("inductor", _pytorch.inductor)
