@@ -12,7 +12,6 @@ programs use.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from cores import one_core_a_rank
 from torch import fx
 
 from ascend_sp.compiler import ladder
@@ -101,9 +101,7 @@ def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank, world = dist.get_rank(), dist.get_world_size()
     device = find(args.device, "cpu")
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= world:  # one core a rank
-        os.sched_setaffinity(0, {cores[rank]})
+    one_core_a_rank(rank, world)
     if rank == 0:
         print(f"Device: {device.name}; {'; '.join(device.sources)}. Rank 0, {args.rounds} rounds.")
         print(f"| model | {' | '.join(KINDS)} | measured / predicted, nothing hidden ", end="")

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from cores import one_core_a_rank
 from ranks import Prepared, Times
 from torch import fx
 
@@ -231,10 +232,7 @@ def main() -> None:
         world_size=args.world,
         timeout=timedelta(minutes=3),
     )
-    # One core a rank for what computes; gloo's threads exist already and go where there is room.
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= args.world:
-        os.sched_setaffinity(0, {cores[args.rank]})
+    one_core_a_rank(args.rank, args.world)
     rank = Rank()
     try:
         with torch.no_grad():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import re
 import statistics
 import time
@@ -22,6 +21,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from cores import one_core_a_rank
 from torch._inductor.utils import run_and_get_code
 
 from models import MODELS, Benchmark
@@ -168,10 +168,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank, world = dist.get_rank(), dist.get_world_size()
-    # One core a rank, the same for all programs.
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= world:
-        os.sched_setaffinity(0, {cores[rank]})
+    one_core_a_rank(rank, world)
     results = []
     with torch.no_grad():
         for name in args.models:

@@ -19,14 +19,14 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 ALLOWED = 1e-5
 """Largest difference to eager, as a share of the largest value."""
@@ -89,37 +89,23 @@ def tensors(output: Any) -> list[Tensor]:
 
 def check(model: nn.Module, inputs: dict[str, Any], want: list[Tensor], ranks: int) -> Row:
     """Compile every graph of a call for simulated ranks, and compare with eager's `want`."""
-    from ascend_sp.compiler import _pytorch
-    from ascend_sp.compiler.pipeline import capture_attention
     from ascend_sp.compiler.report import report
-    from ascend_sp.passes.context import PassContext
-    from simulator import Captured, simulate
+    from simulator import Captured, intercept, simulate
 
     row = Row(type(model).__name__, ranks)
 
-    def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-        gm = capture_attention(gm, PassContext())
+    def run(captured: Captured) -> Any:
+        row.graphs += 1
+        outputs, programs, ctx, network = simulate(captured, ranks)
+        row.collectives.update(network.calls)
+        found = report(programs[0], ctx, row.graphs, {}, {}, [])
+        row.attentions["split"] += len(found.attentions) + len(found.local)
+        row.attentions["whole"] += len(found.whole)
+        for other in outputs[1:]:
+            row.error = max(row.error, distance(tensors(other), tensors(outputs[0])))
+        return outputs[0]
 
-        def compile_graph(aten: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-            row.graphs += 1
-
-            def run(values: list[Any]) -> Any:
-                outputs, programs, ctx, network = simulate(Captured(aten, list(values)), ranks)
-                row.collectives.update(network.calls)
-                found = report(programs[0], ctx, row.graphs, {}, {}, [])
-                row.attentions["split"] += len(found.attentions) + len(found.local)
-                row.attentions["whole"] += len(found.whole)
-                for other in outputs[1:]:
-                    row.error = max(row.error, distance(tensors(other), tensors(outputs[0])))
-                return outputs[0]
-
-            return run
-
-        return _pytorch.to_aten(gm, examples, compile_graph)
-
-    with torch.no_grad():
-        torch._dynamo.reset()
-        got = tensors(torch.compile(model, backend=backend, dynamic=False)(**inputs))
+    got = tensors(intercept(run, model, **inputs))
     row.error = max(row.error, distance(got, want))
     return row
 

@@ -50,27 +50,37 @@ def capture(
     """The graph that the backend would be given for ``fn(*args, **kwargs)``."""
     found: list[Captured] = []
 
+    def run(captured: Captured) -> Any:
+        found.append(captured)
+        return captured.gm(*captured.inputs)
+
+    intercept(run, fn, *args, dynamic=dynamic, **kwargs)
+    found[-1].graphs = len(found)
+    return found[-1]
+
+
+def intercept(
+    run: Callable[[Captured], Any],
+    fn: Callable[..., Any],
+    *args: Any,
+    dynamic: bool | None = False,
+    **kwargs: Any,
+) -> Any:
+    """``fn(*args, **kwargs)``, each graph that the backend would be given run by `run`."""
+
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         gm = capture_attention(gm, PassContext())
 
-        def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            captured = Captured(aten, [])
-            found.append(captured)
-
-            def run(values: list[Any]) -> Any:
-                captured.inputs = list(values)
-                return aten(*values)
-
-            return run
+        def compile_graph(aten: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+            return lambda values: run(Captured(aten, list(values)))
 
         return _pytorch.to_aten(gm, example_inputs, compile_graph)
 
     torch._dynamo.reset()
     with torch.no_grad():
-        torch.compile(fn, backend=backend, dynamic=dynamic)(*args, **kwargs)
+        out = torch.compile(fn, backend=backend, dynamic=dynamic)(*args, **kwargs)
     torch._dynamo.reset()
-    found[-1].graphs = len(found)
-    return found[-1]
+    return out
 
 
 @dataclass

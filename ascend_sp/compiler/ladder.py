@@ -104,11 +104,15 @@ def _pass_by_pass(
 
 def _rows(found: list[dict[str, Any]]) -> list[str]:
     """What this rank does together with the others, in order."""
-    return [f"{r['name']} of {r['numel']} {r['dtype']}, {r['origin']}" for r in found]
+    return [f"{_payload(r)}, {r['origin']}" for r in found]
+
+
+def _payload(row: dict[str, Any]) -> str:
+    return f"{row['name']} of {row['numel']} {row['dtype']}"
 
 
 def _calls(gm: fx.GraphModule, found: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    rows = {r["name"]: f"{r['name']} of {r['numel']} {r['dtype']}" for r in found}
+    rows = {r["name"]: _payload(r) for r in found}
     out = []
     for node in gm.graph.nodes:
         if node.target in STARTS:

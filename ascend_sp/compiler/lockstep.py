@@ -46,6 +46,11 @@ def tolerance(gm: fx.GraphModule) -> float:
     return max((TOLERANCES.get(d, COARSEST) for d in found), default=TOLERANCES[torch.float64])
 
 
+def wide_dtype(value: Tensor) -> torch.dtype:
+    """The dtype in which errors of `value`, a float tensor, are computed."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
 def distance(got: Any, want: Any) -> float:
     """How far `got` is from `want`, relative to the size of `want`; inf where no number says it.
 
@@ -63,7 +68,7 @@ def distance(got: Any, want: Any) -> float:
         got, want = torch.view_as_real(got.resolve_conj()), torch.view_as_real(want.resolve_conj())
     if not want.is_floating_point():
         return 0.0 if torch.equal(got, want) else float("inf")
-    wide = torch.float64 if want.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(want)
     got, want = got.to(wide), want.to(wide)
     finite = want.isfinite()
     strange = ~finite

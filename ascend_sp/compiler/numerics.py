@@ -21,7 +21,7 @@ from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.lockstep import Difference
 from ascend_sp.compiler.rounding import Rounded
 from ascend_sp.passes.border import Border
-from ascend_sp.passes.context import source_line
+from ascend_sp.passes.context import is_random, source_line
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import NumericsError
 from ascend_sp.runtime.ops import split_attention
@@ -101,7 +101,7 @@ class NumericCheck:
         self, run: Callable[[list[Any]], Sequence[Any]]
     ) -> Callable[[list[Any]], Sequence[Any]]:
         """`run`, compared with the model's graph each time; takes more than twice the time."""
-        random = next(filter(_draws, self.original.graph.nodes), None)
+        random = next((n for n in self.original.graph.nodes if is_random(n.target)), None)
         if random is not None:
             warnings.warn(
                 f"ascend_sp: check_numerics leaves {self.name} out: {random.target} draws random "
@@ -237,10 +237,6 @@ class NumericCheck:
         ways += [WAYS_AROUND[p] for p in passes if p in WAYS_AROUND]
         ways = list(dict.fromkeys(ways)) or ["ASCEND_SP_SEQUENCE_PARALLEL=0"]
         return f"{' or '.join(ways)} works around it."
-
-
-def _draws(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _worst(got: Sequence[Any], want: Sequence[Any]) -> tuple[int, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ascend_sp.compiler.lockstep import wide_dtype
 from ascend_sp.passes._pytorch import tree_map
 from ascend_sp.passes.cost.estimate import is_free
 from ascend_sp.passes.overlap.tasks import MOVES
@@ -40,7 +41,7 @@ def _rounded(x: Any, seed: int) -> Any:
     # The same on every rank and device, and without PyTorch's generators, which the model may use.
     draw = torch.arange(x.numel(), device=x.device).add_(seed * 7919).mul_(2654435761)
     sign = draw.bitwise_right_shift_(17).remainder_(3).sub_(1).view(x.shape)
-    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    wide = x.to(wide_dtype(x))
     range_ = torch.finfo(x.dtype)
     off = wide * (1 + sign.to(wide.dtype) * range_.eps)
     # The most negative number, in masks, must not become an infinity.

@@ -52,6 +52,11 @@ def constant(value: Any) -> Any:
     return known if isinstance(known, (int, float)) else value
 
 
+def is_random(target: Any) -> bool:
+    """Whether an op draws random numbers, by PyTorch's own tag."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
 @dataclass(frozen=True)
 class Note:
     """Something that a person should know about one node."""

@@ -6,11 +6,10 @@ activation. Done once, they are also cut for this rank once.
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
 from ascend_sp.passes._pytorch import free_unbacked_symbols, fx_graph_cse, tree_leaves
-from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.context import PassContext, is_random
 
 
 def eliminate_common_subexpressions(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
@@ -25,6 +24,6 @@ def eliminate_common_subexpressions(gm: fx.GraphModule, ctx: PassContext) -> fx.
 
 
 def _is_one_of_a_kind(node: fx.Node) -> bool:
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    if is_random(node.target):
         return True
     return any(free_unbacked_symbols(v) for v in tree_leaves(node.meta.get("val")))

@@ -17,6 +17,7 @@ from ascend_sp.compiler.targets import _torch_npu
 from ascend_sp.compiler.targets.base import Runnable, Target
 from ascend_sp.compiler.targets.host import split_host, stays_on_host
 from ascend_sp.passes._pytorch import OpOverload, free_unbacked_symbols, has_kernel, tree_leaves
+from ascend_sp.passes.context import is_random
 from ascend_sp.runtime.collectives import STARTS
 from ascend_sp.runtime.npu import DEVICE, Ascend
 
@@ -50,9 +51,8 @@ def refuses(gm: fx.GraphModule) -> list[str]:
     for node in gm.graph.nodes:
         if node.op != "call_function" or stays_on_host(node):
             continue
-        tags = getattr(node.target, "tags", ())
         values = tree_leaves(node.meta.get("val"))
-        if torch.Tag.nondeterministic_seeded in tags:
+        if is_random(node.target):
             found[str(node.target)] = "draws random numbers, which a replay would repeat"
         elif any(free_unbacked_symbols(x) for x in values if isinstance(x, SIZED)):
             found[str(node.target)] = "has a size or value that only the device knows"

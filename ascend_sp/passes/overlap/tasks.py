@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from ascend_sp.passes.context import is_random
 from ascend_sp.passes.cost.estimate import Estimator
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.scheduler import Task
@@ -129,7 +130,7 @@ def add_tasks(
         if not starts and (cost <= 0 or node.op in ("placeholder", "output")):
             behind[node] = needs
             continue
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        random = is_random(node.target)
         if random:  # numbers are drawn in the order of the program
             needs |= {drawn} if drawn is not None else set()
             drawn = len(tasks)

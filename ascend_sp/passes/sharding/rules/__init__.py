@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ascend_sp.passes.context import is_random
 from ascend_sp.passes.sharding.rules import attention, matmul, npu, reductions, views  # noqa: F401
 from ascend_sp.passes.sharding.rules.base import (
     BY_NAME,
@@ -32,6 +33,6 @@ def answer(call: Call) -> Answer:
         found = pointwise
     if found is None or call.op._schema.is_mutable:
         return Unsupported(f"no sharding rule for {call.op}")
-    if torch.Tag.nondeterministic_seeded in call.op.tags:
+    if is_random(call.op):
         return Unsupported(f"{call.op} draws random numbers")
     return found(call)
