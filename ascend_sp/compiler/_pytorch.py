@@ -17,10 +17,8 @@ from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed
-from torch._dynamo.source import ConstantSource
 from torch._dynamo.utils import counters, get_debug_dir, get_metrics_context
 from torch._guards import TracingContext, detect_fake_mode, tracing
-from torch._inductor.compile_fx import compile_fx
 from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -34,7 +32,6 @@ __all__ = [
     "count",
     "debug_dir",
     "graph_breaks",
-    "inductor",
     "input_sources",
     "join_group",
     "named_inputs",
@@ -168,35 +165,3 @@ def own_tracing_context(inputs: Sequence[Any]) -> Iterator[None]:
     fake_mode = detect_fake_mode(inputs) or FakeTensorMode()
     with tracing(TracingContext(fake_mode)):
         yield
-
-
-def inductor(
-    gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]
-) -> Callable[[list[Any]], Sequence[Any]]:
-    """Inductor on a finished ATen graph, with its own decompositions; boxed."""
-    # What AOTAutograd reads to learn which inputs are parameters
-    # (torch/_functorch/_aot_autograd/frontend_utils.py, _try_get_metadata_from_dynamo).
-    gm.meta["dynamo_compile_id"] = torch._guards.CompileContext.current_compile_id()
-    # Tensors that the graph itself holds (torch.tensor([...]) in the model) count as parameters.
-    held = [name for name, _ in (*gm.named_parameters(), *gm.named_buffers())]
-    gm._param_name_to_source = {n: ConstantSource(n) for n in held}  # type: ignore[assignment]
-    for i, node in enumerate(gm.graph.find_nodes(op="placeholder")):
-        node._dynamo_source = None
-        if i in set(static_inputs):
-            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-    # Inductor would move waits up and work down, for memory and locality; our order must stand.
-    order = {"reorder_for_peak_memory": False, "reorder_for_locality": False}
-    patches = order if _communicates(gm) else None
-    with own_tracing_context(inputs):
-        compiled = compile_fx(gm, list(inputs), config_patches=patches)
-
-    def run(args: list[Any]) -> Sequence[Any]:
-        values = tuple(args)
-        args.clear()
-        return compiled(*values)  # type: ignore[operator]
-
-    return run
-
-
-def _communicates(gm: fx.GraphModule) -> bool:
-    return any(getattr(n.target, "namespace", "") == "_c10d_functional" for n in gm.graph.nodes)

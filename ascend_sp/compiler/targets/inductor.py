@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ascend_sp.compiler import _pytorch
+from ascend_sp.compiler import _inductor
 from ascend_sp.compiler.targets.base import Target
 
-INDUCTOR = Target("inductor", _pytorch.inductor)
+INDUCTOR = Target("inductor", _inductor.inductor)
