@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 import ascend_sp
 from ascend_sp.compiler.diagnostics import count_up
 from ascend_sp.compiler.ranges import names
+from processes import run, values
 from simulator import capture, compile_rank
 from toy import SelfAttention
 
@@ -150,3 +151,31 @@ def test_ranges_of_the_profiler() -> None:
     assert any(n.startswith("ascend_sp: wait for all-to-all of attention at") for n in named)
     assert any(n.startswith("ascend_sp: all-gather, 36 elements") for n in named)
     assert any(n.startswith("ascend_sp: attention of attention") for n in named)
+
+
+def profiled(rank: int, world: int) -> list[tuple[list[str], int]]:
+    """Of two runs with Inductor, and one op by op: ranges in time order, and all-to-alls seen."""
+    out = []
+    model, x = SelfAttention(12, 3).eval(), torch.ones(1, 6, 12)
+    for target, runs in (("inductor", 2), ("eager", 1)):
+        torch._dynamo.reset()
+        options = {"target": target, "strategy": "separate"}
+        program = torch.compile(model, backend="ascend_sp", options=options)
+        program(x)
+        for _ in range(runs):
+            with torch.profiler.profile() as seen:
+                program(x)
+            found = [e.name for e in sorted(seen.events(), key=lambda e: e.time_range.start)]
+            named = [n for n in found if n.startswith("ascend_sp: ") and ": graph" not in n]
+            out.append((named, found.count("_c10d_functional::all_to_all_single")))
+    return out
+
+
+def test_ranges_in_compiled_code() -> None:
+    for (inductor, sent), again, eager in values(run(profiled, 2)):
+        assert (inductor, sent) == again
+        assert sum("wait for all-to-all of attention at" in n for n in inductor) == 4
+        assert sum("ascend_sp: attention of attention at" in n for n in inductor) == 1
+        assert sum("ascend_sp: wait for all-gather" in n for n in inductor) == 1
+        assert (inductor, sent) == eager
+        assert sent == 4 * 2  # once for each; a mode of dispatch would make it twice

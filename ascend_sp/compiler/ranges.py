@@ -1,17 +1,20 @@
 """Ranges in PyTorch's profiler, named so that a person knows what they are.
 
 A range is opened only while a profiler runs. The whole program of a graph is one, whatever the
-target; with the eager target so is each collective, each wait for one, and each attention. In the
-other targets these are inside of what the target compiled: `torch.profiler` shows them by the names
-of their ops (``_c10d_functional::all_to_all_single``).
+target; with the eager target and Inductor so is each collective, each wait for one, and each
+attention. In Ascend's graphs these are inside of what the target compiled: its own profiler shows
+them by the names of their ops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import fx
+from torch.overrides import TorchFunctionMode
 from torch.profiler import record_function
 
 from ascend_sp.compiler._pytorch import profiling
@@ -80,3 +83,57 @@ class Interpreter(fx.Interpreter):
             return super().run_node(n)
         with record_function(name):
             return super().run_node(n)
+
+
+class Calls(TorchFunctionMode):
+    """Ranges around the calls of ops in compiled Python code, by their order in the program.
+
+    Inductor keeps the order of collectives, and of attentions; a wait is known by what it waits
+    for. What is compiled into a kernel, or called besides, gets no range. A mode of functions sees
+    the calls of Python code before they are dispatched; one of dispatch would have the profiler
+    count each op twice.
+
+    Args:
+        gm: the program, before it is lowered.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__()
+        named = names(gm)
+        self.order: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        """For each kind of call the names of the call and of the wait for its result."""
+        for node, name in named.items():
+            if node.target is not WAIT:
+                wait = next((named[user] for user in node.users if user in named), "")
+                self.order[_kind(node.target)].append((name, wait))
+        self.left: dict[str, Iterator[tuple[str, str]]] = {}
+        self.waits: dict[int, str] = {}
+
+    def __enter__(self) -> Calls:
+        """Begin at the first call."""
+        self.left = {kind: iter(calls) for kind, calls in self.order.items()}
+        self.waits = {}
+        super().__enter__()
+        return self
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one op."""
+        kind, wait = _kind(func), ""
+        if kind == WAIT._opname:
+            name = self.waits.pop(id(args[0]), "")
+        else:
+            name, wait = next(self.left.get(kind, iter(())), ("", ""))
+        with record_function(name) if name else nullcontext():
+            out = func(*args, **(kwargs or {}))
+        if wait:
+            self.waits[id(out)] = wait
+        return out
+
+
+def _kind(op: Any) -> str:
+    """What calls of one sort have in common, whatever variant the target makes of an op."""
+    name = getattr(op, "_opname", "")
+    kinds = (*WORDS, WAIT._opname)
+    return next((k for k in kinds if name.startswith(k)), "attention" * ("attention" in name))
