@@ -33,7 +33,7 @@ class KeepOrder(CustomSchedulerPass):
     """
 
     def __call__(self, nodes: list[BaseSchedulerNode]) -> list[BaseSchedulerNode]:
-        fixed = [n for n in nodes if n.is_extern()]
+        fixed = [n for n in nodes if n.is_extern() and n.get_buffer_names()]
         for before, after in pairwise(fixed):
             made = before.get_buffer_names()
             if not any(dep.name in made for dep in after.unmet_dependencies):

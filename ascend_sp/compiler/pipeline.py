@@ -43,10 +43,7 @@ def _several_ranks(ctx: PassContext) -> bool:
 
 
 def _op_by_op(ctx: PassContext) -> bool:
-    """Inductor does this by itself, and would make one kernel of two that share a table.
-
-    So keys would have to be projected before queries can leave.
-    """
+    """Inductor computes what is computed twice inside of the kernels that read it."""
     return _several_ranks(ctx) and not ctx.fuses
 
 
