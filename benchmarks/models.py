@@ -99,4 +99,16 @@ def z_image(blocks: int = 6, heads: int = 6) -> Benchmark:
     return Benchmark(name, model.eval(), args, {"return_dict": False}, blocks + 2)
 
 
-MODELS: dict[str, Callable[[], Benchmark]] = {"flux": flux, "qwen": qwen, "z_image": z_image}
+def flux_wide(double: int = 1, single: int = 2, heads: int = 24) -> Benchmark:
+    """FLUX at the width of FLUX.1: three times the arithmetic for each byte that travels."""
+    return flux(double, single, heads)
+
+
+MODELS: dict[str, Callable[..., Benchmark]] = {
+    "flux": flux,
+    "qwen": qwen,
+    "z_image": z_image,
+    "flux_wide": flux_wide,
+}
+USUAL = ["flux", "qwen", "z_image"]
+"""Those that a benchmark runs unless told otherwise."""

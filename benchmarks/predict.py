@@ -27,7 +27,7 @@ from torch import fx
 from ascend_sp.compiler import ladder
 from ascend_sp.passes.cost.device import DeviceModel, find
 from ascend_sp.passes.cost.estimate import Estimator, attention_flops, product_flops
-from models import MODELS, Benchmark
+from models import MODELS, USUAL, Benchmark
 
 KINDS = ("products", "attention", "other kernels", "collectives")
 
@@ -93,7 +93,7 @@ def row(name: str, predicted: Counter, spent: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="a device of the table, or a file")
-    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=USUAL)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--busy", action="store_true", help="CPU seconds instead of the wall's")
     args = parser.parse_args()

@@ -52,7 +52,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "default": {},
 }
 """Program -> options of the backend. One whose options do not exist is left out, and said so."""
-MODELS = ("flux", "qwen", "z_image")
+MODELS = ("flux", "qwen", "z_image", "flux_wide")
 SIZES = [1 << 18, 1 << 20, 1 << 22]
 """Bytes of the transfers that check the link; an all-to-all of the models is about the second."""
 

@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, int]] = {
     "flux": {"double": 1, "single": 2, "heads": 4},
     "qwen": {"blocks": 2, "heads": 4},
     "z_image": {"blocks": 2, "heads": 4},
+    "flux_wide": {"double": 1, "single": 2, "heads": 4},
 }
 """The same models in a size for tests."""
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from cores import one_core_a_rank
 from torch._inductor.utils import run_and_get_code
 
-from models import MODELS, Benchmark
+from models import MODELS, USUAL, Benchmark
 
 ALONE = "Inductor, one rank"
 OURS, PEER = "ascend_sp", "diffusers CP, Inductor"
@@ -161,7 +161,7 @@ def report(results: list[list[Result]], rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=USUAL)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--peer", action="store_true", help="diffusers' context parallelism too")
     args = parser.parse_args()
