@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from namespaces import INTERFACE, SlowLink
+from quota import Quota
 
 PROGRAM = Path(__file__).with_name("slow_link_rank.py")
 WORLD = 2
@@ -47,10 +49,16 @@ class Times:
 
 
 class Ranks:
-    """Two ranks, at the ends of `link` or, without one, on the loopback; a context manager."""
+    """Two ranks, at the ends of `link` or, without one, on the loopback; a context manager.
 
-    def __init__(self, link: SlowLink | None) -> None:
+    While a rank measures, the thread that computes has `compute` of its core, 0 .. 1, and the
+    sockets have the rest; with None they share it as they come.
+    """
+
+    def __init__(self, link: SlowLink | None, compute: float | None = None) -> None:
         self.link = link
+        self.compute = compute
+        self.quotas = ExitStack()
         self.processes: list[subprocess.Popen] = []
         self.pipes: list[Connection] = []
         self.folder = tempfile.TemporaryDirectory()
@@ -94,6 +102,7 @@ class Ranks:
         for process in self.processes:
             process.kill()
             process.wait()
+        self.quotas.close()
         for pipe in self.pipes:
             pipe.close()
         self.folder.cleanup()
@@ -105,6 +114,9 @@ class Ranks:
         store = f"{self.folder.name}/store"
         command = [sys.executable, str(PROGRAM), "--store", store, "--rank", str(rank)]
         command += ["--world", str(WORLD), "--pipe", str(theirs.fileno())]
+        if self.compute is not None:
+            quota = self.quotas.enter_context(Quota(self.compute))
+            command += ["--quota", str(quota.folder)]
         interface = INTERFACE if self.link else "lo"
         with theirs:
             process = subprocess.Popen(

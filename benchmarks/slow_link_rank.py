@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from cores import one_core_a_rank
+from quota import inside
 from ranks import Prepared, Times
 from torch import fx
 
@@ -98,9 +99,14 @@ def bytes_out(folder: str, world: int) -> float:
 
 
 class Rank:
-    """The requests, one method each."""
+    """The requests, one method each.
 
-    def __init__(self) -> None:
+    Args:
+        quota: the control group of the thread that computes, while it is measured.
+    """
+
+    def __init__(self, quota: Path | None = None) -> None:
+        self.quota = quota
         self.programs: dict[str, Any] = {}
         self.benchmark: Benchmark
 
@@ -153,6 +159,10 @@ class Rank:
 
     def measure(self, names: list[str], rounds: int) -> Times:
         """Time each program once a round, in turns, after a first round to warm up."""
+        with inside(self.quota):
+            return self._measure(names, rounds)
+
+    def _measure(self, names: list[str], rounds: int) -> Times:
         times = Times({n: [] for n in names}, {n: [] for n in names})
         for round_ in range(rounds + 1):
             # Whoever follows one program finds the cores and the link as that left them: turn.
@@ -220,6 +230,7 @@ def main() -> None:
     for name in ("rank", "world", "pipe"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--store", required=True)
+    parser.add_argument("--quota", type=Path)
     args = parser.parse_args()
     parent = Connection(args.pipe)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
@@ -234,7 +245,7 @@ def main() -> None:
         timeout=timedelta(minutes=3),
     )
     one_core_a_rank(args.rank, args.world)
-    rank = Rank()
+    rank = Rank(args.quota)
     try:
         with torch.no_grad():
             while True:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import namespaces
 import pytest
+import quota
 import slow_link
 from ranks import Ranks
 
@@ -138,3 +140,33 @@ def test_overlapping_is_not_slower_than_waiting() -> None:
     assert slow_link.hidden_at_best(wall, "default") > 0
     ratios = sorted(slow_link.ratios(wall, "default"))
     assert ratios[len(ratios) // 2] < 1.02
+
+
+def _spin(seconds: float) -> float:
+    """CPU seconds of this thread in so many seconds of trying."""
+    end, used = time.perf_counter() + seconds, time.thread_time()
+    while time.perf_counter() < end:
+        pass
+    return time.thread_time() - used
+
+
+def test_a_thread_gets_its_share_of_a_core_and_no_more() -> None:
+    with ThreadPoolExecutor(1) as other:
+        other.submit(_spin, 0.0).result()  # threads start in the group of who starts them
+        try:
+            with quota.Quota(0.3) as group:
+                with quota.inside(group.folder):
+                    limited = _spin(1.0)
+                    free = other.submit(_spin, 0.5).result() / 0.5
+                after = _spin(0.5) / 0.5
+        except quota.QuotaError as e:
+            pytest.skip(str(e))
+    assert 0.15 < limited < 0.4
+    assert free > 1.3 * limited and after > 1.3 * limited
+    assert not group.folder.exists()
+
+
+def test_no_share_without_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quota, "ROOT", tmp_path / "none")
+    with pytest.raises(quota.QuotaError, match="no share of a core can be given"), quota.Quota(0.5):
+        pass
