@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from cores import one_core_a_rank
+from cores import one_core
 from torch import fx
 
 from ascend_sp.compiler import ladder
@@ -70,11 +70,12 @@ def predict_and_run(
     benchmark.first_output(program)
     clock = time.process_time if busy else time.perf_counter
     spent = []
-    for _ in range(rounds):
-        dist.barrier()
-        start = clock()
-        benchmark.first_output(program)
-        spent.append(clock() - start)
+    with one_core(dist.get_rank(), dist.get_world_size()):
+        for _ in range(rounds):
+            dist.barrier()
+            start = clock()
+            benchmark.first_output(program)
+            spent.append(clock() - start)
     (predicted,) = graphs
     return predicted, spent
 
@@ -99,9 +100,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
     device = find(args.device, "cpu")
-    one_core_a_rank(rank, world)
     if rank == 0:
         print(f"Device: {device.name}; {'; '.join(device.sources)}. Rank 0, {args.rounds} rounds.")
         print(f"| model | {' | '.join(KINDS)} | measured / predicted, nothing hidden ", end="")

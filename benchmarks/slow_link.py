@@ -36,9 +36,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cores import spare_cores
 from namespaces import ADDRESSES, SlowLink, missing
 from quota import QuotaError
-from ranks import Prepared, Ranks, Times
+from ranks import WORLD, Prepared, Ranks, Times
 
 from ascend_sp.passes.cost.device import DEVICES, DeviceModel
 
@@ -207,8 +208,9 @@ def as_device(ranks: Ranks) -> DeviceModel:
             attention={dtype: rate * share for dtype, rate in cpu.attention.items()},
             memory=cpu.memory * share,
             transcendental=cpu.transcendental * share,
-            link_work=0.0,
         )
+    if share is not None or spare_cores(WORLD) >= WORLD:
+        cpu = replace(cpu, link_work=0.0)
     return replace(
         cpu,
         name="this CPU and a slow link",

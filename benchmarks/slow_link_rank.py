@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cores import one_core_a_rank
+from cores import one_core
 from quota import inside
 from ranks import Prepared, Times
 from torch import fx
@@ -159,7 +159,7 @@ class Rank:
 
     def measure(self, names: list[str], rounds: int) -> Times:
         """Time each program once a round, in turns, after a first round to warm up."""
-        with inside(self.quota):
+        with one_core(dist.get_rank(), dist.get_world_size()), inside(self.quota):
             return self._measure(names, rounds)
 
     def _measure(self, names: list[str], rounds: int) -> Times:
@@ -244,7 +244,6 @@ def main() -> None:
         world_size=args.world,
         timeout=timedelta(minutes=3),
     )
-    one_core_a_rank(args.rank, args.world)
     rank = Rank(args.quota)
     try:
         with torch.no_grad():

@@ -21,7 +21,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from cores import one_core_a_rank
+from cores import one_core
 from torch._inductor.utils import run_and_get_code
 
 from models import MODELS, USUAL, Benchmark
@@ -53,7 +53,10 @@ def timed(call: Callable[[], object]) -> Pair:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-MOVES = "all_to_all_single|clone|permute|view|slice|constant_pad_nd|expand|wait_tensor|_unsafe"
+MOVES = (
+    "all_to_all_single|clone|permute|view|slice|squeeze|unsqueeze|constant_pad_nd|expand"
+    "|wait_tensor|_unsafe"
+)
 
 
 def lone_copies(code: str) -> list[str]:
@@ -88,15 +91,24 @@ def measure(benchmark: Benchmark, rounds: int, with_peer: bool) -> Result:
     if rank == 0:
         want = benchmark.first_output(whole)
         result.error = ((got - want).abs().max() / want.abs().max()).item()
-    times = result.times = {name: [] for name in (*programs, ALONE)}
+    with one_core(rank, world):
+        result.times = in_turns(benchmark, {**programs, ALONE: whole}, rounds)
+    return result
+
+
+def in_turns(
+    benchmark: Benchmark, programs: dict[str, Callable[..., object]], rounds: int
+) -> dict[str, list[Pair]]:
+    """Time each program once a round, `ALONE` on rank 0 only."""
+    times: dict[str, list[Pair]] = {name: [] for name in programs}
     for round_ in range(rounds + 1):
         # Whoever runs after the program of one rank finds the other cores cold: take turns.
         names = list(times)
         turn = round_ % len(names)
         for name in names[turn:] + names[:turn]:
             dist.barrier()
-            program = programs.get(name, whole)
-            idle = name == ALONE and rank != 0
+            program = programs[name]
+            idle = name == ALONE and dist.get_rank() != 0
             call = (
                 timed(lambda program=program: benchmark.first_output(program))
                 if not idle
@@ -105,7 +117,7 @@ def measure(benchmark: Benchmark, rounds: int, with_peer: bool) -> Result:
             if round_:  # the first round warms up
                 times[name].append(call)
     dist.barrier()
-    return result
+    return times
 
 
 def peer(model: torch.nn.Module, world: int) -> torch.nn.Module:
@@ -168,7 +180,6 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank, world = dist.get_rank(), dist.get_world_size()
-    one_core_a_rank(rank, world)
     results = []
     with torch.no_grad():
         for name in args.models:

@@ -28,6 +28,7 @@ from ascend_sp.passes.schedule_collectives import schedule_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
 from ascend_sp.passes.ulysses import ulysses
+from ascend_sp.passes.unfuse_bias import unfuse_bias
 from ascend_sp.runtime.errors import ConfigError, VerificationError
 from ascend_sp.runtime.npu import DEVICE
 
@@ -45,6 +46,11 @@ def _several_ranks(ctx: PassContext) -> bool:
 def _op_by_op(ctx: PassContext) -> bool:
     """Inductor computes what is computed twice inside of the kernels that read it."""
     return _several_ranks(ctx) and not ctx.fuses
+
+
+def _inductor_on_cpu(ctx: PassContext) -> bool:
+    """One rank has just what Inductor makes of the model; for GPUs it does this itself."""
+    return _several_ranks(ctx) and ctx.fuses and ctx.device == "cpu"
 
 
 def _npu(ctx: PassContext) -> bool:
@@ -107,6 +113,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(fuse_rms_norm, _facts("aten"), when=_npu, optional=True),
     Pass(fuse_rotary, _facts("aten"), when=_npu, optional=True),
     Pass(fuse_attention, _facts("aten"), when=_fused_attention, optional=True),
+    Pass(unfuse_bias, _facts("aten"), when=_inductor_on_cpu, optional=True),
     Pass(schedule_collectives, _facts("local"), when=_several_ranks, optional=True),
     Pass(lower_attention, _facts("aten"), _facts("lowerable")),
     Pass(respell_for_ge, _facts("lowerable"), when=_ge_graph),

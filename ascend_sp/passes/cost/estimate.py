@@ -145,7 +145,7 @@ def _fuse(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     for node in reversed(graph.nodes):
         into = {last[user] for user in node.users}
         own = not is_free(node) and not (
-            len(into) == 1 and _is_fusible(node) and _is_fusible(next(iter(into)))
+            len(into) == 1 and is_fusible(node) and is_fusible(next(iter(into)))
         )
         # A view is where its users are; if they are in several kernels, in none of them.
         last[node] = node if own or len(into) != 1 else next(iter(into))
@@ -155,7 +155,8 @@ def _fuse(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return kernels
 
 
-def _is_fusible(node: fx.Node) -> bool:
+def is_fusible(node: fx.Node) -> bool:
+    """Whether Inductor writes the kernel of `node` itself, with what stands around it."""
     target = node.target
     if not isinstance(target, OpOverload):
         return False
