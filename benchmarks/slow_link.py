@@ -15,8 +15,8 @@ place of each collective: it computes as much, and nothing that it could wait fo
 Sockets are served by the core that computes, and no order hides that. "Of what needs no CPU" is the
 same, but to "no communication" is added the CPU time that a rank of the synchronous program needs
 more. With `--compute 0.7` the thread that computes gets 70 % of its core, in all programs alike,
-and the sockets are served in the other 30 %: the nearest that a CPU comes to a device whose link
-moves bytes by itself. Then what is hidden needs no such correction.
+and the sockets are served in the other 30 %, and at once: the nearest that a CPU comes to a device
+whose link moves bytes by itself. Then what is hidden needs no such correction.
 
 What a rank waits for the other to come counts as communication, and no order hides it: on a busy
 machine all programs look worse than they are. More rounds help little there; a quiet machine does.

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from cores import one_core
-from quota import inside
+from quota import inside, serve_first
 from ranks import Prepared, Times
 from torch import fx
 
@@ -245,6 +245,9 @@ def main() -> None:
         timeout=timedelta(minutes=3),
     )
     rank = Rank(args.quota)
+    if args.quota:
+        dist.barrier()  # now gloo has its threads
+        serve_first("gloo")
     try:
         with torch.no_grad():
             while True:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import namespaces
@@ -164,6 +165,29 @@ def test_a_thread_gets_its_share_of_a_core_and_no_more() -> None:
     assert 0.15 < limited < 0.4
     assert free > 1.3 * limited and after > 1.3 * limited
     assert not group.folder.exists()
+
+
+def test_what_serves_the_sockets_goes_first() -> None:
+    with ExitStack() as stack:
+        try:
+            ranks = stack.enter_context(Ranks(None, 0.7))
+        except quota.QuotaError as e:
+            pytest.skip(str(e))
+        ranks.ask("all_to_alls", sizes=[1 << 18])  # they are there, and have been told
+        for process in ranks.processes:
+            tasks = [*Path(f"/proc/{process.pid}/task").iterdir()]
+            gloo = {t for t in tasks if "gloo" in (t / "comm").read_text()}
+            first = {t for t in tasks if os.sched_getscheduler(int(t.name)) == os.SCHED_FIFO}
+            assert gloo and first == gloo
+
+
+def test_no_priority_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(quota.os, "sched_setscheduler", refuse)
+    with pytest.raises(quota.QuotaError, match="real-time priority"), quota.Quota(0.5):
+        pass
 
 
 def test_no_share_without_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
