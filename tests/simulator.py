@@ -69,7 +69,7 @@ def intercept(
     """``fn(*args, **kwargs)``, each graph that the backend would be given run by `run`."""
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        gm = capture_attention(gm, PassContext())
+        gm = capture_attention(gm, PassContext(Topology(0, 2, "simulated", (0, 1))))
 
         def compile_graph(aten: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
             return lambda values: run(Captured(aten, list(values)))

@@ -1,13 +1,16 @@
 """Capture: every attention call of the Dynamo graph becomes one opaque `ascend_sp::attention`.
 
 It has to happen before AOTAutograd, which would turn the call into one device's kernel. Captured
-are `F.scaled_dot_product_attention`, however its arguments are passed, and the attention ops of
-torch_npu that models written for Ascend call themselves (`passes/npu/calls.py`).
+are `F.scaled_dot_product_attention`, however its arguments are passed, the one inside of
+`F.multi_head_attention_forward` (`nn.MultiheadAttention`), which Dynamo keeps as a call, and the
+attention ops of torch_npu that models written for Ascend call themselves (`passes/npu/calls.py`).
 """
 
 from __future__ import annotations
 
 import inspect
+import operator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -48,6 +51,12 @@ def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             for target in TARGETS:
                 for node in module.graph.find_nodes(op="call_function", target=target):
                     _replace(module.graph, node)
+            function: Any = F.multi_head_attention_forward
+            for node in module.graph.find_nodes(op="call_function", target=function):
+                _capture_inside(node, ctx)
+            function = torch._transformer_encoder_layer_fwd
+            for node in module.graph.find_nodes(op="call_function", target=function):
+                ctx.note("unsharded", node, _FAST_PATH)
             capture_npu_attention(module.graph, ctx)
             module.graph.lint()
             module.recompile()
@@ -55,21 +64,66 @@ def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
 
 
 def _replace(graph: fx.Graph, node: fx.Node) -> None:
-    bound = _SIGNATURE.bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    a = bound.arguments
-    dropout, a["scale"] = constant(a["dropout_p"]), constant(a["scale"])
-    if dropout > 0:
-        raise AscendSPError(
-            f"attention with dropout_p={dropout} at {source_line(node)}: ascend_sp compiles "
-            "inference only, and needs dropout_p=0. Call model.eval() before compiling."
-        )
-    args = (
-        *(a[name] for name in ("query", "key", "value", "attn_mask", "is_causal", "scale")),
-        a["enable_gqa"],
-    )
+    args = _arguments(source_line(node), *node.args, **node.kwargs)
     with graph.inserting_before(node):
         new = graph.call_function(attention_op, args)
     new.meta.update(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
+
+
+def _arguments(where: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Those of `ascend_sp::attention`, of a call of `F.scaled_dot_product_attention`."""
+    bound = _SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    a = bound.arguments
+    dropout, a["scale"] = constant(a["dropout_p"]), constant(a["scale"])
+    if dropout > 0:
+        raise AscendSPError(
+            f"attention with dropout_p={dropout} at {where}: ascend_sp compiles "
+            "inference only, and needs dropout_p=0. Call model.eval() before compiling."
+        )
+    return (
+        *(a[name] for name in ("query", "key", "value", "attn_mask", "is_causal", "scale")),
+        a["enable_gqa"],
+    )
+
+
+def _capture_inside(node: fx.Node, ctx: PassContext) -> None:
+    """Have the attention of a `F.multi_head_attention_forward` captured when it is traced."""
+    bound = _MULTI_HEAD.bind(*node.args, **node.kwargs)
+    if ctx.topology.size > 1 and not any(_reads_weights(user) for user in node.users):
+        # Asked for, which is the default, they are made by products and a softmax. One rank has
+        # what the model says, to the last bit.
+        bound.arguments["need_weights"] = False
+    node.target = multi_head_attention_forward
+    node.args, node.kwargs = (source_line(node), *bound.args), bound.kwargs
+
+
+_FAST_PATH = (
+    "runs whole on every rank: it is a whole encoder layer in one op. Call "
+    "torch.backends.mha.set_fastpath_enabled(False) before compiling, and it is split"
+)
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+
+
+def _reads_weights(user: fx.Node) -> bool:
+    return not (user.target is operator.getitem and user.args[1] == 0)
+
+
+def multi_head_attention_forward(where: str, *args: Any, **kwargs: Any) -> Any:
+    """PyTorch's function of that name, with its attention captured; `where` is for errors."""
+
+    def captured(*args: Any, **kwargs: Any) -> Any:
+        return attention_op(*_arguments(where, *args, **kwargs))
+
+    # The same code, in which two names mean something else. It must not be handed to a
+    # TorchFunctionMode as a whole, ours or PyTorch's, which would then call the usual one.
+    whole = F.multi_head_attention_forward
+    names = {
+        **vars(F),
+        "scaled_dot_product_attention": captured,
+        "has_torch_function": lambda _: False,
+    }
+    copy = FunctionType(whole.__code__, names, whole.__name__, whole.__defaults__)
+    return copy(*args, **kwargs)

@@ -1,0 +1,124 @@
+"""`nn.MultiheadAttention`, which Dynamo keeps as one call: the attention in it is captured, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from ascend_sp.passes.capture_attention import capture_attention
+from ascend_sp.passes.context import PassContext
+from ascend_sp.runtime.ops import attention
+from simulator import capture, simulate
+from test_ulysses import worst
+
+DIM, HEADS = 24, 3
+X, TEXT = torch.randn(2, 13, DIM), torch.randn(2, 5, DIM)
+PADDED = torch.arange(13)[None] >= torch.tensor([[13], [9]])
+CAUSAL = torch.triu(torch.ones(13, 13, dtype=torch.bool), 1)
+
+
+class Attends(nn.Module):
+    """One of them between norms, called as `call` does."""
+
+    def __init__(self, call: Callable[..., Tensor], **kwargs: Any) -> None:
+        super().__init__()
+        kwargs = {"batch_first": True} | kwargs
+        self.attention = nn.MultiheadAttention(DIM, HEADS, **kwargs)
+        self.norm, self.call = nn.LayerNorm(DIM), call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.call(self.attention, self.norm(x))
+
+
+FORMS: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: Attends(lambda a, x: a(x, x, x, need_weights=False)[0]),
+    "weights that nobody reads": lambda: Attends(lambda a, x: a(x, x, x)[0]),
+    "padding": lambda: Attends(lambda a, x: a(x, x, x, key_padding_mask=PADDED)[0]),
+    "mask": lambda: Attends(lambda a, x: a(x, x, x, attn_mask=CAUSAL)[0]),
+    "causal": lambda: Attends(
+        lambda a, x: a(x, x, x, attn_mask=CAUSAL, is_causal=True, need_weights=False)[0]
+    ),
+    "keys of their own": lambda: Attends(lambda a, x: a(x, TEXT, TEXT)[0]),
+    "sequence first": lambda: Attends(
+        lambda a, x: a(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1), batch_first=False
+    ),
+    "no bias": lambda: Attends(lambda a, x: a(x, x, x)[0], bias=False),
+    "other widths": lambda: Attends(lambda a, x: a(x, x[..., :8], x[..., :6])[0], kdim=8, vdim=6),
+    "encoder": lambda: nn.TransformerEncoderLayer(DIM, HEADS, 32, batch_first=True),
+}
+
+
+def test_one_rank_computes_what_the_model_says() -> None:
+    """With the weights, which are asked for, attention is products and a softmax."""
+    seen = []
+
+    def backend(gm: fx.GraphModule, _: object) -> fx.GraphModule:
+        seen.append(capture_attention(gm, PassContext()))
+        return gm
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        model = FORMS["weights that nobody reads"]().eval()
+        assert torch.equal(torch.compile(model, backend=backend)(X), model(X))
+    assert len(seen) == 1
+
+
+def test_a_whole_layer_in_one_op_is_reported() -> None:
+    model = nn.TransformerEncoderLayer(DIM, 4, 32, batch_first=True).eval()
+    notes: list[str] = []
+
+    def backend(gm: fx.GraphModule, _: object) -> fx.GraphModule:
+        ctx = PassContext()
+        capture_attention(gm, ctx)
+        notes.extend(map(str, ctx.notes))
+        return gm
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, backend=backend)(X)
+        assert "set_fastpath_enabled(False)" in notes[0]
+        torch._dynamo.reset()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            gm = capture(model, X).gm
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+    assert gm.graph.find_nodes(op="call_function", target=attention)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_is_captured_and_split(form: str) -> None:
+    torch.manual_seed(0)
+    model = FORMS[form]().eval()
+    captured = capture(model, X)
+    assert len(captured.gm.graph.find_nodes(op="call_function", target=attention)) == 1
+    with torch.no_grad():
+        want = model(X)
+    outputs, _, ctx, network = simulate(captured, 2)
+    assert worst(outputs, want) <= 1e-5
+    assert not any(n.kind == "unsharded" for n in ctx.notes)
+    # Keys that every rank has travel nowhere.
+    alone = form == "keys of their own"
+    assert network.calls["all_to_all_single"] == (0 if alone else 4)
+
+
+def test_weights_that_are_read_are_computed_as_before() -> None:
+    torch.manual_seed(0)
+    model = Attends(lambda a, x: a(x, x, x)[1] @ x).eval()
+    captured = capture(model, X)
+    assert not captured.gm.graph.find_nodes(op="call_function", target=attention)
+    with torch.no_grad():
+        want = model(X)
+    outputs, *_ = simulate(captured, 2)
+    assert worst(outputs, want) <= 1e-5
+
+
+def test_dropout_is_refused_with_its_line() -> None:
+    model = Attends(lambda a, x: a(x, x, x, need_weights=False)[0], dropout=0.1).train()
+    with pytest.raises(BackendCompilerFailed, match=r"dropout_p=0.1 at .*\.py.*model\.eval\(\)"):
+        capture(model, X)
