@@ -50,7 +50,7 @@ def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
         if isinstance(module, fx.GraphModule):
             for target in TARGETS:
                 for node in module.graph.find_nodes(op="call_function", target=target):
-                    _replace(module.graph, node)
+                    _replace(module.graph, node, ctx)
             function: Any = F.multi_head_attention_forward
             for node in module.graph.find_nodes(op="call_function", target=function):
                 _capture_inside(node, ctx)
@@ -63,13 +63,30 @@ def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     return gm
 
 
-def _replace(graph: fx.Graph, node: fx.Node) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, ctx: PassContext) -> None:
     args = _arguments(source_line(node), *node.args, **node.kwargs)
+    # ``[N, S, D]`` is N heads of one batch, which can be split over ranks. For one rank it stays as
+    # the model has it, since PyTorch has other kernels for it.
+    heads_only = ctx.topology.size > 1 and all(_dims(x) == 3 for x in args[:3])
     with graph.inserting_before(node):
+        if heads_only:
+            grown = [graph.call_function(torch.unsqueeze, (x, 0)) for x in args[:3]]
+            mask = args[3]
+            if _dims(mask) == 3:
+                mask = graph.call_function(torch.unsqueeze, (mask, 0))
+            args = (*grown, mask, *args[4:])
         new = graph.call_function(attention_op, args)
-    new.meta.update(node.meta)
+        new.meta.update(node.meta)
+        if heads_only:
+            new = graph.call_function(torch.squeeze, (new, 0))
     node.replace_all_uses_with(new)
     graph.erase_node(node)
+
+
+def _dims(value: Any) -> int | None:
+    """How many dims the value of a Dynamo node has; None for what is no tensor."""
+    known = value.meta.get("example_value") if isinstance(value, fx.Node) else None
+    return known.dim() if isinstance(known, torch.Tensor) else None
 
 
 def _arguments(where: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
