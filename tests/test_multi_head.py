@@ -13,6 +13,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from ascend_sp.passes.capture_attention import capture_attention
 from ascend_sp.passes.context import PassContext
 from ascend_sp.runtime.ops import attention
+from ascend_sp.runtime.topology import Topology
 from simulator import capture, simulate
 from test_ulysses import worst
 
@@ -73,7 +74,7 @@ def test_a_whole_layer_in_one_op_is_reported() -> None:
     notes: list[str] = []
 
     def backend(gm: fx.GraphModule, _: object) -> fx.GraphModule:
-        ctx = PassContext()
+        ctx = PassContext(Topology(0, 2, "simulated", (0, 1)))
         capture_attention(gm, ctx)
         notes.extend(map(str, ctx.notes))
         return gm
@@ -105,6 +106,16 @@ def test_it_is_captured_and_split(form: str) -> None:
     # Keys that every rank has travel nowhere.
     alone = form == "keys of their own"
     assert network.calls["all_to_all_single"] == (0 if alone else 4)
+
+
+def test_a_mask_that_is_wrongly_said_to_be_causal_counts_as_before() -> None:
+    """PyTorch looks at it as long as weights are asked for."""
+    torch.manual_seed(0)
+    model = Attends(lambda a, x: a(x, x, x, attn_mask=PADDED[1].expand(13, 13), is_causal=True)[0])
+    with torch.no_grad():
+        want = model.eval()(X)
+    outputs, *_ = simulate(capture(model, X), 2)
+    assert worst(outputs, want) <= 1e-5
 
 
 def test_weights_that_are_read_are_computed_as_before() -> None:

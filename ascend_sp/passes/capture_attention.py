@@ -56,7 +56,8 @@ def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
                 _capture_inside(node, ctx)
             function = torch._transformer_encoder_layer_fwd
             for node in module.graph.find_nodes(op="call_function", target=function):
-                ctx.note("unsharded", node, _FAST_PATH)
+                if ctx.topology.size > 1:
+                    ctx.note("unsharded", node, _FAST_PATH)
             capture_npu_attention(module.graph, ctx)
             module.graph.lint()
             module.recompile()
@@ -67,7 +68,11 @@ def _replace(graph: fx.Graph, node: fx.Node, ctx: PassContext) -> None:
     args = _arguments(source_line(node), *node.args, **node.kwargs)
     # ``[N, S, D]`` is N heads of one batch, which can be split over ranks. For one rank it stays as
     # the model has it, since PyTorch has other kernels for it.
-    heads_only = ctx.topology.size > 1 and all(_dims(x) == 3 for x in args[:3])
+    heads_only = (
+        ctx.topology.size > 1
+        and all(_dims(x) == 3 for x in args[:3])
+        and (args[3] is None or _dims(args[3]) in (2, 3))
+    )
     with graph.inserting_before(node):
         if heads_only:
             grown = [graph.call_function(torch.unsqueeze, (x, 0)) for x in args[:3]]
@@ -109,9 +114,11 @@ def _arguments(where: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
 def _capture_inside(node: fx.Node, ctx: PassContext) -> None:
     """Have the attention of a `F.multi_head_attention_forward` captured when it is traced."""
     bound = _MULTI_HEAD.bind(*node.args, **node.kwargs)
-    if ctx.topology.size > 1 and not any(_reads_weights(user) for user in node.users):
+    unread = not any(_reads_weights(user) for user in node.users)
+    if ctx.topology.size > 1 and unread and not bound.arguments.get("is_causal"):
         # Asked for, which is the default, they are made by products and a softmax. One rank has
-        # what the model says, to the last bit.
+        # what the model says, to the last bit; and with them a mask counts that is said to be
+        # causal, without them only what is said of it.
         bound.arguments["need_weights"] = False
     node.target = multi_head_attention_forward
     node.args, node.kwargs = (source_line(node), *bound.args), bound.kwargs
@@ -143,4 +150,5 @@ def multi_head_attention_forward(where: str, *args: Any, **kwargs: Any) -> Any:
         "has_torch_function": lambda _: False,
     }
     copy = FunctionType(whole.__code__, names, whole.__name__, whole.__defaults__)
+    copy.__kwdefaults__ = whole.__kwdefaults__
     return copy(*args, **kwargs)
