@@ -45,16 +45,20 @@ class Captured:
 
 
 def capture(
-    fn: Callable[..., Any], *args: Any, dynamic: bool | None = False, **kwargs: Any
+    fn: Callable[..., Any],
+    *args: Any,
+    dynamic: bool | None = False,
+    ranks: int = 1,
+    **kwargs: Any,
 ) -> Captured:
-    """The graph that the backend would be given for ``fn(*args, **kwargs)``."""
+    """The graph that the backend would be given for ``fn(*args, **kwargs)``, one of `ranks`."""
     found: list[Captured] = []
 
     def run(captured: Captured) -> Any:
         found.append(captured)
         return captured.gm(*captured.inputs)
 
-    intercept(run, fn, *args, dynamic=dynamic, **kwargs)
+    intercept(run, fn, *args, dynamic=dynamic, ranks=ranks, **kwargs)
     found[-1].graphs = len(found)
     return found[-1]
 
@@ -64,12 +68,14 @@ def intercept(
     fn: Callable[..., Any],
     *args: Any,
     dynamic: bool | None = False,
+    ranks: int = 1,
     **kwargs: Any,
 ) -> Any:
     """``fn(*args, **kwargs)``, each graph that the backend would be given run by `run`."""
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        gm = capture_attention(gm, PassContext(Topology(0, 2, "simulated", (0, 1))))
+        topology = Topology(0, ranks, "simulated", tuple(range(ranks)))
+        gm = capture_attention(gm, PassContext(topology))
 
         def compile_graph(aten: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
             return lambda values: run(Captured(aten, list(values)))

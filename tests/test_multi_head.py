@@ -86,7 +86,7 @@ def test_a_whole_layer_in_one_op_is_reported() -> None:
         torch._dynamo.reset()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            gm = capture(model, X).gm
+            gm = capture(model, X, ranks=2).gm
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
     assert gm.graph.find_nodes(op="call_function", target=attention)
@@ -96,7 +96,7 @@ def test_a_whole_layer_in_one_op_is_reported() -> None:
 def test_it_is_captured_and_split(form: str) -> None:
     torch.manual_seed(0)
     model = FORMS[form]().eval()
-    captured = capture(model, X)
+    captured = capture(model, X, ranks=2)
     assert len(captured.gm.graph.find_nodes(op="call_function", target=attention)) == 1
     with torch.no_grad():
         want = model(X)
@@ -114,14 +114,14 @@ def test_a_mask_that_is_wrongly_said_to_be_causal_counts_as_before() -> None:
     model = Attends(lambda a, x: a(x, x, x, attn_mask=PADDED[1].expand(13, 13), is_causal=True)[0])
     with torch.no_grad():
         want = model.eval()(X)
-    outputs, *_ = simulate(capture(model, X), 2)
+    outputs, *_ = simulate(capture(model, X, ranks=2), 2)
     assert worst(outputs, want) <= 1e-5
 
 
 def test_weights_that_are_read_are_computed_as_before() -> None:
     torch.manual_seed(0)
     model = Attends(lambda a, x: a(x, x, x)[1] @ x).eval()
-    captured = capture(model, X)
+    captured = capture(model, X, ranks=2)
     assert not captured.gm.graph.find_nodes(op="call_function", target=attention)
     with torch.no_grad():
         want = model(X)
@@ -132,4 +132,4 @@ def test_weights_that_are_read_are_computed_as_before() -> None:
 def test_dropout_is_refused_with_its_line() -> None:
     model = Attends(lambda a, x: a(x, x, x, need_weights=False)[0], dropout=0.1).train()
     with pytest.raises(BackendCompilerFailed, match=r"dropout_p=0.1 at .*\.py.*model\.eval\(\)"):
-        capture(model, X)
+        capture(model, X, ranks=2)

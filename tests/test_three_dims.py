@@ -49,7 +49,7 @@ def test_it_is_split_over_batch_and_heads(which: str, size: int) -> None:
     x = torch.randn(BATCH, ROWS, DIM)
     with torch.no_grad():
         want = model(x)
-    outputs, _, ctx, network = simulate(capture(model, x), size)
+    outputs, _, ctx, network = simulate(capture(model, x, ranks=size), size)
     assert worst(outputs, want) <= 1e-5
     assert network.calls["all_to_all_single"] == 4
     assert not any(n.kind == "unsharded" for n in ctx.notes)

@@ -23,6 +23,8 @@ from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
 
 OpOverload = torch._ops.OpOverload
 HigherOrderOperator = torch._ops.HigherOrderOperator
+encoder_layer = torch._transformer_encoder_layer_fwd
+"""What the fast path of `nn.TransformerEncoderLayer` calls."""
 
 __all__ = [
     "FakeTensor",
@@ -33,6 +35,7 @@ __all__ = [
     "OptimizedPythonReferenceAnalysis",
     "decompositions",
     "enable_python_dispatcher",
+    "encoder_layer",
     "free_unbacked_symbols",
     "fx_graph_cse",
     "has_kernel",

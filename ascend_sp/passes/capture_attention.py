@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from ascend_sp.passes._pytorch import encoder_layer
 from ascend_sp.passes.context import PassContext, constant, source_line
 from ascend_sp.passes.npu.calls import capture_npu_attention
 from ascend_sp.runtime.errors import AscendSPError
@@ -54,8 +55,7 @@ def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             function: Any = F.multi_head_attention_forward
             for node in module.graph.find_nodes(op="call_function", target=function):
                 _capture_inside(node, ctx)
-            function = torch._transformer_encoder_layer_fwd
-            for node in module.graph.find_nodes(op="call_function", target=function):
+            for node in module.graph.find_nodes(op="call_function", target=encoder_layer):
                 if ctx.topology.size > 1:
                     ctx.note("unsharded", node, _FAST_PATH)
             capture_npu_attention(module.graph, ctx)
