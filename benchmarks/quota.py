@@ -1,11 +1,10 @@
 """A share of a core for the thread that computes; the rest of the core is for what serves a link.
 
 An accelerator's link moves bytes by itself, and at once. Gloo's threads take the time for it from
-the core that computes, which no order of a program can hide, and wait for that core, some
-milliseconds each time that they have something to do: a transfer of 5 ms then takes 20. A thread in
-a control group with a quota (`cpu`, version 1, where single threads may be in a group) computes as
-if on a slower core, and whatever serves the sockets has the time that is left; with a real-time
-priority it also has it when it wants it. Needs root.
+the core that computes, which no order of a program can hide, and wait for that core each time that
+they have something to do. A thread in a control group with a quota (`cpu`, version 1, where single
+threads may be in a group) computes as if on a slower core, and whatever serves the sockets has the
+time that is left; with a real-time priority it also has it when it wants it. Needs root.
 
 Kernel documentation: Documentation/scheduler/sched-bwc.rst, sched-rt-group.rst.
 """
