@@ -48,6 +48,9 @@ def _main(
             world_size=world,
             timeout=timedelta(seconds=float(os.environ.get("GROUP_TIMEOUT", "60"))),
         )
+        # A rank that is done or fails at once would close its connections while its peers still
+        # make theirs, and they would report that.
+        dist.barrier()
         with torch.no_grad():
             out.put((rank, Outcome(fn(rank, world, *args))))
     except BaseException:
