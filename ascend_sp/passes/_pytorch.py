@@ -20,19 +20,24 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 OpOverload = torch._ops.OpOverload
 HigherOrderOperator = torch._ops.HigherOrderOperator
 encoder_layer = torch._transformer_encoder_layer_fwd
 """What the fast path of `nn.TransformerEncoderLayer` calls."""
+UNBACKED_BINDINGS = "unbacked_bindings"
+"""Meta key of a node that makes unbacked symbols: sizes, or numbers, that its data decide."""
 
 __all__ = [
+    "UNBACKED_BINDINGS",
     "FakeTensor",
     "FakeTensorMode",
     "FloorDiv",
     "HigherOrderOperator",
     "OpOverload",
     "OptimizedPythonReferenceAnalysis",
+    "SymT",
     "decompositions",
     "enable_python_dispatcher",
     "encoder_layer",
@@ -41,6 +46,7 @@ __all__ = [
     "has_kernel",
     "py_sym_types",
     "statically_known_true",
+    "symbol_is_type",
     "sympy_interp",
     "trace",
     "tree_leaves",

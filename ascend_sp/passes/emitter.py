@@ -11,10 +11,12 @@ import torch
 from torch import fx
 
 from ascend_sp.passes._pytorch import (
+    UNBACKED_BINDINGS,
     FakeTensor,
     FakeTensorMode,
     OptimizedPythonReferenceAnalysis,
     enable_python_dispatcher,
+    free_unbacked_symbols,
     py_sym_types,
     sympy_interp,
     tree_leaves,
@@ -38,7 +40,8 @@ class Emitter:
         self.graph = gm.graph
         self.pass_name = pass_name
         self.fake_mode = _fake_mode(gm)
-        self._symbolic = any(
+        self._unbacked = any(n.meta.get(UNBACKED_BINDINGS) for n in gm.graph.nodes)
+        self._symbolic = self._unbacked or any(
             isinstance(n.meta.get("val"), torch.SymInt)
             for n in gm.graph.find_nodes(op="placeholder")
         )
@@ -96,12 +99,23 @@ class Emitter:
             self.refresh(node)
 
     def evaluate(self, node: fx.Node) -> Any:
-        """What `node` yields on the fake values of its arguments."""
+        """What `node` yields on the fake values of its arguments.
+
+        Sizes that only the data decide are what they were when the model was traced.
+        """
+        recorded = node.meta.get("val")
+        if self._unbacked and _finds_sizes(node, recorded):
+            return recorded  # another run would name them anew
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         # Symbolic sizes need the Python meta kernels, which cost time, so only then.
         symbolic = enable_python_dispatcher() if self._symbolic else nullcontext()
-        with self.fake_mode, symbolic:
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+        shape_env = self.fake_mode.shape_env if self._unbacked else None
+        unnamed = shape_env.ignore_fresh_unbacked_symbols() if shape_env else nullcontext()
+        with self.fake_mode, symbolic, unnamed:
+            found = node.target(*args, **kwargs)  # type: ignore[operator]
+        if self._unbacked and recorded is not None and _finds_sizes(node, found):
+            return recorded  # tracing knew more about a size than can be seen here
+        return found
 
     # The few shapes of code that the passes need. Shapes are lists of `Size`.
 
@@ -244,6 +258,16 @@ def widened_source(node: Any) -> fx.Node | None:
     if source is None or node.meta["val"].dtype != torch.float32:
         return None
     return source if source.meta["val"].dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _finds_sizes(node: fx.Node, yields: Any) -> bool:
+    """Whether what `node` yields has sizes, or is a number, that its data decide."""
+
+    def symbols(values: Any) -> set[sympy.Symbol]:
+        return {s for v in tree_leaves(values) for s in free_unbacked_symbols(v)}
+
+    given = symbols([n.meta.get("val") for n in node.all_input_nodes])
+    return not symbols(yields) <= given
 
 
 def _reordering(x: fx.Node) -> list[int] | None:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import sympy
 import torch
 
-from ascend_sp.passes._pytorch import FloorDiv
+from ascend_sp.passes._pytorch import FloorDiv, SymT, symbol_is_type
 
 Size: TypeAlias = "int | sympy.Expr"
 
@@ -28,6 +28,14 @@ def as_size(value: int | torch.SymInt | sympy.Expr) -> Size:
 def as_shape(shape: Iterable[int | torch.SymInt | sympy.Expr]) -> tuple[Size, ...]:
     """Each size of `shape` through `as_size`."""
     return tuple(as_size(s) for s in shape)
+
+
+def has_unbacked(size: Size) -> bool:
+    """Whether `size` depends on the data, and so is known only while the program runs."""
+    if not isinstance(size, sympy.Expr):
+        return False
+    kinds = (SymT.UNBACKED_INT, SymT.UNBACKED_FLOAT)
+    return any(symbol_is_type(s, kinds) for s in size.free_symbols)  # type: ignore[arg-type]
 
 
 def product(sizes: Iterable[Size]) -> Size:

@@ -17,6 +17,7 @@ from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.cost.estimate import is_free, is_fusible
 from ascend_sp.passes.emitter import Emitter, as_shape_of
 from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, PLACEMENTS
+from ascend_sp.passes.sizes import has_unbacked
 
 aten = torch.ops.aten
 
@@ -48,11 +49,14 @@ def _is_bias(node: fx.Node) -> bool:
     """Whether `node` adds one row, unscaled, to more than one."""
     bias: Any = node.args[0]
     value = node.meta["val"]
+    rows = as_shape_of(node)[0]
     return (
         not node.kwargs
         and bias.meta["val"].dim() == 1
         and value.dtype in EXACT
-        and as_shape_of(node)[0] not in (0, 1)
+        and rows not in (0, 1)
+        # Inductor slices at a place that the data decide only what is in memory, as products are.
+        and not has_unbacked(rows)
     )
 
 

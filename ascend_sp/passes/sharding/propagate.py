@@ -30,7 +30,7 @@ from ascend_sp.passes.sharding.plan import (
     shapes,
 )
 from ascend_sp.passes.sharding.rules import Local, Reshard, Unsupported, answer
-from ascend_sp.passes.sharding.seeds import find_seeds
+from ascend_sp.passes.sharding.seeds import find_seeds, why_whole
 from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import attention as attention_op
 
@@ -169,7 +169,8 @@ def _report(graph: fx.Graph, plan: Plan, ctx: PassContext) -> None:
         if node.target is attention_op:
             found = plan.answers.get(node)
             if found is None or not _sharded(plan, node):
-                text = refusal.reason if refusal else "no operand of its queries could be split"
+                why = why_whole(shapes(operand_nodes(node)[0])[0])
+                text = refusal.reason if refusal else why or "its queries could not be split"
                 ctx.note("unsharded", node, f"runs whole on every rank: {text}")
                 bad.append((node, text))
             else:

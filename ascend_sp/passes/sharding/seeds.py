@@ -14,9 +14,18 @@ from torch import fx
 from ascend_sp.passes._pytorch import OpOverload
 from ascend_sp.passes.sharding.layout import REPLICATE, Sequence, Shard
 from ascend_sp.passes.sharding.plan import Plan, call_of, is_getitem, operand_nodes, shapes
-from ascend_sp.passes.sharding.rules import Local, answer
+from ascend_sp.passes.sharding.rules import UNKNOWN, Local, answer
 from ascend_sp.passes.sharding.rules.attention import SEQ
-from ascend_sp.passes.sizes import Size, divide, equal
+from ascend_sp.passes.sizes import Size, divide, equal, has_unbacked
+
+
+def why_whole(queries: tuple[Size, ...]) -> str:
+    """Why queries of this shape cannot be cut, or not to any use; else ``""``."""
+    if len(queries) != 4:
+        return f"its queries have {len(queries)} dims"
+    if any(map(has_unbacked, queries)):
+        return UNKNOWN
+    return "it has a single query" if queries[SEQ] == 1 else ""
 
 
 def find_seeds(
@@ -26,7 +35,7 @@ def find_seeds(
     queries = attention.args[0]
     assert isinstance(queries, fx.Node)
     shape = shapes(queries)[0]
-    if len(shape) != 4:
+    if why_whole(shape):
         return {}
     seeds: dict[fx.Node, Shard] = {}
     seen: set[fx.Node] = set()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import sympy
 import torch
 
+from ascend_sp.passes._pytorch import tree_leaves
 from ascend_sp.passes.context import is_random
 from ascend_sp.passes.sharding.rules import attention, matmul, npu, reductions, views  # noqa: F401
 from ascend_sp.passes.sharding.rules.base import (
@@ -18,15 +22,29 @@ from ascend_sp.passes.sharding.rules.base import (
     rule,
 )
 from ascend_sp.passes.sharding.rules.pointwise import UNTAGGED, pointwise
+from ascend_sp.passes.sizes import Size, has_unbacked
 
-__all__ = ["Answer", "Call", "Local", "Operand", "Reshard", "Unsupported", "answer", "rule"]
+UNKNOWN = "a size in it is known only when the program runs"
+
+__all__ = [
+    "UNKNOWN",
+    "Answer",
+    "Call",
+    "Local",
+    "Operand",
+    "Reshard",
+    "Unsupported",
+    "answer",
+    "rule",
+]
 
 
 def answer(call: Call) -> Answer:
     """Ask the rule of `call.op`. The call must have a sharded operand.
 
     An op without a rule of its own, but with PyTorch's pointwise tag, falls under `pointwise`.
-    Ops that write in place or draw random numbers are refused: a shard is not the whole.
+    Ops that write in place or draw random numbers are refused: a shard is not the whole. So are
+    those whose results, shards or arguments have a size that the data decide; whole operands may.
     """
     found = RULES.get(call.op) or BY_NAME.get(call.op.name())
     if found is None and (torch.Tag.pointwise in call.op.tags or call.op in UNTAGGED):
@@ -35,4 +53,17 @@ def answer(call: Call) -> Answer:
         return Unsupported(f"no sharding rule for {call.op}")
     if is_random(call.op):
         return Unsupported(f"{call.op} draws random numbers")
+    if any(map(has_unbacked, _sizes(call))):
+        return Unsupported(UNKNOWN)
     return found(call)
+
+
+def _sizes(call: Call) -> Iterator[Size]:
+    """What a shard of the call is calculated from."""
+    for shape in call.outputs:
+        yield from shape
+    for x in tree_leaves((call.args, dict(call.kwargs))):
+        if isinstance(x, Operand) and x in call.sharded:
+            yield from x.shape
+        elif isinstance(x, sympy.Expr):
+            yield x
