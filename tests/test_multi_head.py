@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.nn.attention.flex_attention import flex_attention
 
+from ascend_sp.compiler.config import Config
 from ascend_sp.passes.capture_attention import capture_attention
 from ascend_sp.passes.context import PassContext
+from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import attention
-from ascend_sp.runtime.topology import Topology
 from simulator import capture, simulate
 from test_ulysses import worst
 
@@ -69,26 +72,39 @@ def test_one_rank_computes_what_the_model_says() -> None:
     assert len(seen) == 1
 
 
-def test_a_whole_layer_in_one_op_is_reported() -> None:
-    model = nn.TransformerEncoderLayer(DIM, 4, 32, batch_first=True).eval()
-    notes: list[str] = []
+class Flex(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.unflatten(-1, (1, DIM)).transpose(1, 2)
+        return flex_attention(q, q, q).transpose(1, 2).flatten(2)
 
-    def backend(gm: fx.GraphModule, _: object) -> fx.GraphModule:
-        ctx = PassContext(Topology(0, 2, "simulated", (0, 1)))
-        capture_attention(gm, ctx)
-        notes.extend(map(str, ctx.notes))
-        return gm
 
-    torch._dynamo.reset()
+@pytest.mark.parametrize(
+    ("model", "remedy"),
+    [
+        (nn.TransformerEncoderLayer(DIM, 4, 32, batch_first=True), "set_fastpath_enabled(False)"),
+        (Flex(), "F.scaled_dot_product_attention is"),
+    ],
+    ids=["fast path", "flex_attention"],
+)
+def test_other_ops_that_attend_run_whole_and_are_told(model: nn.Module, remedy: str) -> None:
+    captured = capture(model.eval(), X, ranks=2)
     with torch.no_grad():
-        torch.compile(model, backend=backend)(X)
-        assert "set_fastpath_enabled(False)" in notes[0]
-        torch._dynamo.reset()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            gm = capture(model, X, ranks=2).gm
-        finally:
-            torch.backends.mha.set_fastpath_enabled(True)
+        outputs, _, ctx, network = simulate(captured, 2)
+        assert worst(outputs, model(X)) <= 1e-5
+    assert not network.calls
+    (note,) = ctx.notes
+    assert note.kind == "unsharded" and remedy in note.text
+    with pytest.raises(UnshardedError, match=re.escape(remedy)):
+        simulate(captured, 2, Config(on_unsharded="error"))
+
+
+def test_without_the_fast_path_a_layer_is_captured() -> None:
+    model = nn.TransformerEncoderLayer(DIM, 4, 32, batch_first=True).eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        gm = capture(model, X, ranks=2).gm
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
     assert gm.graph.find_nodes(op="call_function", target=attention)
 
 

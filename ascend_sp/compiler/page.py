@@ -78,7 +78,7 @@ def _headline(r: Report) -> list[str]:
     if r.ranks == 1:
         first = f"One rank: nothing is split. {whole} attentions."
     elif n + whole == 0:
-        first = "**No attention in this graph**, so nothing is split: every rank runs all of it."
+        first = "**No attention in this graph that can be split**: every rank runs all of it."
     else:
         share = r.ops["sharded"] / max(1, sum(r.ops.values()))
         first = (

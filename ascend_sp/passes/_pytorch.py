@@ -24,8 +24,9 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 OpOverload = torch._ops.OpOverload
 HigherOrderOperator = torch._ops.HigherOrderOperator
-encoder_layer = torch._transformer_encoder_layer_fwd
+encoder_layer = torch.ops.aten._transformer_encoder_layer_fwd.default
 """What the fast path of `nn.TransformerEncoderLayer` calls."""
+flex_attention = torch.ops.higher_order.flex_attention
 UNBACKED_BINDINGS = "unbacked_bindings"
 """Meta key of a node that makes unbacked symbols: sizes, or numbers, that its data decide."""
 
@@ -41,6 +42,7 @@ __all__ = [
     "decompositions",
     "enable_python_dispatcher",
     "encoder_layer",
+    "flex_attention",
     "free_unbacked_symbols",
     "fx_graph_cse",
     "has_kernel",

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ascend_sp.passes._pytorch import encoder_layer
 from ascend_sp.passes.context import PassContext, constant, source_line
 from ascend_sp.passes.npu.calls import capture_npu_attention
 from ascend_sp.runtime.errors import AscendSPError
@@ -55,9 +54,6 @@ def capture_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             function: Any = F.multi_head_attention_forward
             for node in module.graph.find_nodes(op="call_function", target=function):
                 _capture_inside(node, ctx)
-            for node in module.graph.find_nodes(op="call_function", target=encoder_layer):
-                if ctx.topology.size > 1:
-                    ctx.note("unsharded", node, _FAST_PATH)
             capture_npu_attention(module.graph, ctx)
             module.graph.lint()
             module.recompile()
@@ -124,10 +120,6 @@ def _capture_inside(node: fx.Node, ctx: PassContext) -> None:
     node.args, node.kwargs = (source_line(node), *bound.args), bound.kwargs
 
 
-_FAST_PATH = (
-    "runs whole on every rank: it is a whole encoder layer in one op. Call "
-    "torch.backends.mha.set_fastpath_enabled(False) before compiling, and it is split"
-)
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import OpOverload
+from ascend_sp.passes._pytorch import OpOverload, encoder_layer, flex_attention
 from ascend_sp.passes.context import PassContext, source_line
 from ascend_sp.passes.sharding.layout import (
     REPLICATE,
@@ -35,6 +35,12 @@ from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import attention as attention_op
 
 PLAN = "sharding plan"
+IN_ONE_OP = {
+    encoder_layer: "it is a whole encoder layer in one op. Call "
+    "torch.backends.mha.set_fastpath_enabled(False) before compiling, and it is split",
+    flex_attention: "flex_attention is not split. F.scaled_dot_product_attention is, with any mask",
+}
+"""Ops that attend, but are not `ascend_sp::attention`, and what to do about them."""
 MAX_CUTS = 32
 """Segments that are made at most of what the model slices; each costs a walk over the graph."""
 
@@ -166,6 +172,11 @@ def _report(graph: fx.Graph, plan: Plan, ctx: PassContext) -> None:
     bad: list[tuple[fx.Node, str]] = []
     for node in graph.nodes:
         refusal = plan.refusals.get(node)
+        if node.target in IN_ONE_OP:
+            text = IN_ONE_OP[node.target]
+            ctx.note("unsharded", node, f"runs whole on every rank: {text}")
+            bad.append((node, text))
+            continue
         if node.target is attention_op:
             found = plan.answers.get(node)
             if found is None or not _sharded(plan, node):
