@@ -180,8 +180,8 @@ def _report(graph: fx.Graph, plan: Plan, ctx: PassContext) -> None:
         if node.target is attention_op:
             found = plan.answers.get(node)
             if found is None or not _sharded(plan, node):
-                why = why_whole(shapes(operand_nodes(node)[0])[0])
-                text = refusal.reason if refusal else why or "its queries could not be split"
+                why = why_whole(node) or "no operand of its queries could be split"
+                text = refusal.reason if refusal else why
                 ctx.note("unsharded", node, f"runs whole on every rank: {text}")
                 bad.append((node, text))
             else:

@@ -19,24 +19,23 @@ from ascend_sp.passes.sharding.rules.attention import SEQ
 from ascend_sp.passes.sizes import Size, divide, equal, has_unbacked
 
 
-def why_whole(queries: tuple[Size, ...]) -> str:
-    """Why queries of this shape cannot be cut, or not to any use; else ``""``."""
-    if len(queries) != 4:
-        return f"its queries have {len(queries)} dims"
-    if any(map(has_unbacked, queries)):
-        return UNKNOWN
-    return "it has a single query" if queries[SEQ] == 1 else ""
+def why_whole(attention: fx.Node) -> str:
+    """Why nobody can cut the queries of `attention`; else ``""``."""
+    shape = shapes(operand_nodes(attention)[0])[0]
+    if len(shape) != 4:
+        return f"its queries have {len(shape)} dims"
+    return UNKNOWN if any(map(has_unbacked, shape)) else ""
 
 
 def find_seeds(
     plan: Plan, attention: fx.Node, static_inputs: frozenset[str]
 ) -> dict[fx.Node, Shard]:
     """The values to cut so that the queries of `attention` are sharded."""
+    if why_whole(attention):
+        return {}
     queries = attention.args[0]
     assert isinstance(queries, fx.Node)
     shape = shapes(queries)[0]
-    if why_whole(shape):
-        return {}
     seeds: dict[fx.Node, Shard] = {}
     seen: set[fx.Node] = set()
     stack = [(queries, Shard(SEQ, Sequence((shape[SEQ],))))]

@@ -9,6 +9,7 @@ import torch
 
 from ascend_sp.passes._pytorch import tree_leaves
 from ascend_sp.passes.context import is_random
+from ascend_sp.passes.sharding.layout import Shard
 from ascend_sp.passes.sharding.rules import attention, matmul, npu, reductions, views  # noqa: F401
 from ascend_sp.passes.sharding.rules.base import (
     BY_NAME,
@@ -63,7 +64,7 @@ def _sizes(call: Call) -> Iterator[Size]:
     for shape in call.outputs:
         yield from shape
     for x in tree_leaves((call.args, dict(call.kwargs))):
-        if isinstance(x, Operand) and x in call.sharded:
-            yield from x.shape
+        if isinstance(x, Operand):
+            yield from x.shape if isinstance(x.placement, Shard) else ()
         elif isinstance(x, sympy.Expr):
             yield x
