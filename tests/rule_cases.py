@@ -212,6 +212,27 @@ def _(g: Draw, op: Any) -> Any:
     return (bias, *two(g, [b, m, k], [b, k, n])), g.pick({}, {"beta": 2, "alpha": 0.5})
 
 
+@case(aten.convolution.default)
+def _(g: Draw, op: Any) -> Any:
+    positions = g.pick(1, 1, 2)
+    taps = [g.pick(1, 1, 2) for _ in range(positions)]
+    groups = g.pick(1, 1, 2)
+    b, i, o, *x = g.shape(3 + positions)
+    # Enough positions for the taps, and channels for the groups.
+    x = [n if n >= t else n + 1 for n, t in zip(x, taps, strict=True)]
+    transposed, spread = g.pick(False, False, True), g.pick(1, 1, 2)
+    stride = [spread] * g.pick(1, positions)
+    padding = [g.pick(0, 0, 0, 1)] * g.pick(1, positions)
+    more = [g.integer(0, spread - 1) if transposed else 0] * positions
+    channels = [i * groups, o] if transposed else [o * groups, i]
+    bias = g.pick(None, Placed(g.values([o * groups]), REPLICATE))
+    if transposed:
+        padding = [0]
+    image = g.tensor(b, i * groups, *x, whole=g.pick(False, False, False, True))
+    weight = g.tensor(*channels, *taps, whole=image.placement != REPLICATE)
+    return image, weight, bias, stride, padding, [1], transposed, more, groups
+
+
 # Reductions
 
 

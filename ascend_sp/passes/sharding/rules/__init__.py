@@ -10,7 +10,14 @@ import torch
 from ascend_sp.passes._pytorch import tree_leaves
 from ascend_sp.passes.context import is_random
 from ascend_sp.passes.sharding.layout import Shard
-from ascend_sp.passes.sharding.rules import attention, matmul, npu, reductions, views  # noqa: F401
+from ascend_sp.passes.sharding.rules import (  # noqa: F401
+    attention,
+    convolution,
+    matmul,
+    npu,
+    reductions,
+    views,
+)
 from ascend_sp.passes.sharding.rules.base import (
     BY_NAME,
     RULES,
