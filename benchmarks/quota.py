@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -83,16 +83,19 @@ def inside(folder: Path | None) -> Iterator[None]:
         (ROOT / "tasks").write_text(me)
 
 
-def serve_first(threads: str) -> None:
-    """Threads of this process with `threads` in their names run before all others.
+def own_threads() -> set[int]:
+    """Ids of the threads of this process."""
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
+
+
+def serve_first(threads: Iterable[int]) -> None:
+    """`threads` of this process run before all others.
 
     Raises:
         QuotaError: this process may not do that.
     """
-    for task in Path("/proc/self/task").iterdir():
-        name = (task / "comm").read_text().strip()
-        if threads in name:
-            _real_time(int(task.name), name)
+    for thread in threads:
+        _real_time(thread, f"thread {thread}")
 
 
 def _real_time(thread: int, name: str) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from cores import one_core
-from quota import inside, serve_first
+from quota import inside, own_threads, serve_first
 from ranks import Prepared, Times
 from torch import fx
 
@@ -237,6 +237,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # Programs of one model share its code, of which Dynamo keeps few versions.
     torch._dynamo.config.recompile_limit = 64
+    before = own_threads()
     dist.init_process_group(
         "gloo",
         init_method=f"file://{args.store}",
@@ -246,8 +247,7 @@ def main() -> None:
     )
     rank = Rank(args.quota)
     if args.quota:
-        dist.barrier()  # now gloo has its threads
-        serve_first("gloo")
+        serve_first(own_threads() - before)  # gloo's; those that have not run yet have no name
     try:
         with torch.no_grad():
             while True:
