@@ -42,7 +42,7 @@ class Quota:
 
     def __enter__(self) -> Quota:
         policy = os.sched_getscheduler(0), os.sched_getparam(0)
-        _real_time(0, "a thread")  # whoever takes a share will want to be served first, too
+        serve_first([0])  # whoever takes a share will want to be served first, too
         os.sched_setscheduler(0, *policy)
         try:
             self.folder.mkdir()
@@ -89,19 +89,15 @@ def own_threads() -> set[int]:
 
 
 def serve_first(threads: Iterable[int]) -> None:
-    """`threads` of this process run before all others.
+    """`threads` of this process (0 is the one that calls) run before all others.
 
     Raises:
         QuotaError: this process may not do that.
     """
     for thread in threads:
-        _real_time(thread, f"thread {thread}")
-
-
-def _real_time(thread: int, name: str) -> None:
-    try:
-        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
-    except OSError as e:
-        raise QuotaError(
-            f"{name} cannot be given a real-time priority: {e}; this needs root"
-        ) from e
+        try:
+            os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
+        except OSError as e:
+            raise QuotaError(
+                f"no thread can be given a real-time priority: {e}; this needs root"
+            ) from e

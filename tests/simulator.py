@@ -44,6 +44,25 @@ class Captured:
         return fx.GraphModule(self.gm, graph)
 
 
+def _topology(rank: int, size: int) -> Topology:
+    return Topology(rank, size, "simulated", tuple(range(size)))
+
+
+def dynamo_graph(fn: Callable[..., Any], *args: Any) -> tuple[fx.GraphModule, Any]:
+    """Dynamo's graph of ``fn(*args)``, attention captured for one rank, and what it returns."""
+    found: list[fx.GraphModule] = []
+
+    def backend(gm: fx.GraphModule, _: object) -> fx.GraphModule:
+        found.append(capture_attention(gm, PassContext()))
+        return gm
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        out = torch.compile(fn, backend=backend)(*args)
+    (gm,) = found
+    return gm, out
+
+
 def capture(
     fn: Callable[..., Any],
     *args: Any,
@@ -74,8 +93,7 @@ def intercept(
     """``fn(*args, **kwargs)``, each graph that the backend would be given run by `run`."""
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        topology = Topology(0, ranks, "simulated", tuple(range(ranks)))
-        gm = capture_attention(gm, PassContext(topology))
+        gm = capture_attention(gm, PassContext(_topology(0, ranks)))
 
         def compile_graph(aten: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
             return lambda values: run(Captured(aten, list(values)))
@@ -150,7 +168,7 @@ def compile_rank(
 ) -> tuple[fx.GraphModule, PassContext]:
     """The program of one rank; unless `config` says otherwise, four all-to-alls an attention."""
     config = config or SEPARATE
-    gm, topology = captured.copy(), Topology(rank, size, "simulated", tuple(range(size)))
+    gm, topology = captured.copy(), _topology(rank, size)
     ctx = context(gm, captured.inputs, config, topology, ())
     return compile_aten(gm, ctx, config, passes=passes), ctx
 

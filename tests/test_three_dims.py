@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ascend_sp.passes.capture_attention import capture_attention
-from ascend_sp.passes.context import PassContext
 from ascend_sp.runtime.ops import attention
-from simulator import capture, simulate
+from simulator import capture, dynamo_graph, simulate
 from test_ulysses import worst
 
 DIM, HEADS, BATCH, ROWS = 24, 3, 2, 13
@@ -56,15 +54,9 @@ def test_it_is_split_over_batch_and_heads(which: str, size: int) -> None:
 
 
 def test_one_rank_has_the_call_of_the_model() -> None:
-    graphs = []
-
-    def backend(gm: fx.GraphModule, _: object) -> fx.GraphModule:
-        graphs.append(capture_attention(gm, PassContext()))
-        return gm
-
-    torch._dynamo.reset()
     model, x = Merged(None).eval(), torch.randn(BATCH, ROWS, DIM)
+    gm, out = dynamo_graph(model, x)
     with torch.no_grad():
-        assert torch.equal(torch.compile(model, backend=backend)(x), model(x))
-    (node,) = graphs[0].graph.find_nodes(op="call_function", target=attention)
+        assert torch.equal(out, model(x))
+    (node,) = gm.graph.find_nodes(op="call_function", target=attention)
     assert node.args[0].meta["example_value"].dim() == 3

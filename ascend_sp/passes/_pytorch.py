@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
-from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 OpOverload = torch._ops.OpOverload
 HigherOrderOperator = torch._ops.HigherOrderOperator
@@ -38,7 +37,6 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "OptimizedPythonReferenceAnalysis",
-    "SymT",
     "decompositions",
     "enable_python_dispatcher",
     "encoder_layer",
@@ -48,7 +46,6 @@ __all__ = [
     "has_kernel",
     "py_sym_types",
     "statically_known_true",
-    "symbol_is_type",
     "sympy_interp",
     "trace",
     "tree_leaves",

@@ -262,12 +262,8 @@ def widened_source(node: Any) -> fx.Node | None:
 
 def _finds_sizes(node: fx.Node, yields: Any) -> bool:
     """Whether what `node` yields has sizes, or is a number, that its data decide."""
-
-    def symbols(values: Any) -> set[sympy.Symbol]:
-        return {s for v in tree_leaves(values) for s in free_unbacked_symbols(v)}
-
-    given = symbols([n.meta.get("val") for n in node.all_input_nodes])
-    return not symbols(yields) <= given
+    given = [n.meta.get("val") for n in node.all_input_nodes]
+    return not free_unbacked_symbols(yields) <= free_unbacked_symbols(given)
 
 
 def _reordering(x: fx.Node) -> list[int] | None:

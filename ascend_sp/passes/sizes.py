@@ -12,7 +12,7 @@ from typing import TypeAlias
 import sympy
 import torch
 
-from ascend_sp.passes._pytorch import FloorDiv, SymT, symbol_is_type
+from ascend_sp.passes._pytorch import FloorDiv, free_unbacked_symbols
 
 Size: TypeAlias = "int | sympy.Expr"
 
@@ -32,10 +32,7 @@ def as_shape(shape: Iterable[int | torch.SymInt | sympy.Expr]) -> tuple[Size, ..
 
 def has_unbacked(size: Size) -> bool:
     """Whether `size` depends on the data, and so is known only while the program runs."""
-    if not isinstance(size, sympy.Expr):
-        return False
-    kinds = (SymT.UNBACKED_INT, SymT.UNBACKED_FLOAT)
-    return any(symbol_is_type(s, kinds) for s in size.free_symbols)  # type: ignore[arg-type]
+    return isinstance(size, sympy.Expr) and bool(free_unbacked_symbols(size))
 
 
 def product(sizes: Iterable[Size]) -> Size:

@@ -33,8 +33,7 @@ def find_seeds(
     """The values to cut so that the queries of `attention` are sharded."""
     if why_whole(attention):
         return {}
-    queries = attention.args[0]
-    assert isinstance(queries, fx.Node)
+    queries = operand_nodes(attention)[0]
     shape = shapes(queries)[0]
     seeds: dict[fx.Node, Shard] = {}
     seen: set[fx.Node] = set()
