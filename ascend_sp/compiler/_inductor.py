@@ -14,12 +14,17 @@ import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
 from torch._inductor.compile_fx import compile_fx
-from torch._inductor.custom_graph_pass import CustomSchedulerPass, get_hash_for_files
+from torch._inductor.custom_graph_pass import get_hash_for_files
 from torch._inductor.dependencies import WeakDep
 from torch._inductor.scheduler import BaseSchedulerNode
 from torch._inductor.virtualized import V
 
 from ascend_sp.compiler._pytorch import own_tracing_context
+
+try:
+    from torch._inductor.custom_graph_pass import CustomSchedulerPass
+except ImportError:  # PyTorch 2.10 to 2.12: its cache takes a pass of this class instead
+    from torch._inductor.custom_graph_pass import CustomGraphPass as CustomSchedulerPass
 
 
 class KeepOrder(CustomSchedulerPass):
