@@ -13,7 +13,7 @@ TORCH_NPU ?= torch-npu==2.13.0
 PLATFORM := $(shell uname -s)-$(shell uname -m)
 NPU_ENV := PYTHONPATH=$(NPU)/site CANNSIM_LIB_DIR=$(NPU)/cann TORCH_DEVICE_BACKEND_AUTOLOAD=0
 
-.PHONY: demo test test-npu test-slow lint format docs bench clean
+.PHONY: demo test test-npu test-slow test-versions lint format docs bench clean
 
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(RANKS) examples/flux.py
@@ -38,6 +38,10 @@ endif
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+# One PyTorch alone: make test-versions TORCH=2.10.0. Makes an environment for each in .versions.
+test-versions: $(VENV)/.ready
+	$(BIN)/python tests/all_versions.py $(if $(findstring command,$(origin TORCH)),--torch $(TORCH))
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -70,4 +74,4 @@ $(NPU)/.ready: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NPU) out build *.egg-info
+	rm -rf $(VENV) $(NPU) .versions out build *.egg-info

@@ -7,6 +7,10 @@ Nothing need be imported: PyTorch finds the backend by its entry point.
 
 from __future__ import annotations
 
+from ascend_sp.runtime.versions import VERSION, check_torch
+
+check_torch()  # first: with an older one, what follows may fail to import
+
 from ascend_sp.compiler.backend import ascend_sp as backend
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.explain import explain
@@ -26,7 +30,7 @@ from ascend_sp.runtime.text_encoder.apply import parallelize_text_encoder
 from ascend_sp.runtime.text_encoder.load import LoadReport, load_text_encoder
 from ascend_sp.runtime.text_encoder.report import TextEncoderReport
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AscendSPError",

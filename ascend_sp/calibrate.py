@@ -29,6 +29,7 @@ from torch import Tensor
 from ascend_sp.passes.cost.device import DeviceModel, find
 from ascend_sp.runtime.errors import ConfigError
 from ascend_sp.runtime.npu import DEVICE, ascend
+from ascend_sp.runtime.versions import software
 
 DEVICE_TYPES = ("cpu", DEVICE, "cuda")
 BLOCK = 2e-3
@@ -232,7 +233,7 @@ def calibrate(clock: Clock, sizes: Sizes, shared_link: bool) -> DeviceModel:
 def _where(device: torch.device, world: int) -> str:
     chip = ascend().soc if device.type == DEVICE else device.type
     threads = f", {torch.get_num_threads()} threads a rank" if device.type == "cpu" else ""
-    where = f"{chip}, {world} ranks{threads}, torch {torch.__version__}"
+    where = f"{chip}, {world} ranks{threads}, torch {software().torch}"
     return f"measured by ascend_sp.calibrate: {where}"
 
 

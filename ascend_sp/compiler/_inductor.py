@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
+from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import get_hash_for_files
 from torch._inductor.dependencies import WeakDep
@@ -24,7 +25,9 @@ from ascend_sp.compiler._pytorch import own_tracing_context
 try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass
 except ImportError:  # PyTorch 2.10 to 2.12: its cache takes a pass of this class instead
-    from torch._inductor.custom_graph_pass import CustomGraphPass as CustomSchedulerPass
+    from torch._inductor.custom_graph_pass import (  # type: ignore[assignment]
+        CustomGraphPass as CustomSchedulerPass,
+    )
 
 
 class KeepOrder(CustomSchedulerPass):
@@ -53,11 +56,15 @@ class KeepOrder(CustomSchedulerPass):
 
 
 # Inductor would also move waits up and work down, for memory and for locality.
-KEEPS_ORDER = {
+KEEPS_ORDER: dict[str, Any] = {
     "reorder_for_peak_memory": False,
     "reorder_for_locality": False,
     "_pre_fusion_custom_pass": KeepOrder(),
 }
+# PyTorch 2.14 and newer: on by default, it moves collectives up and waits down among the kernels
+# that Inductor writes, whatever the cost model said of them.
+if hasattr(config.aten_distributed_optimizations, "enable_simple_overlap"):
+    KEEPS_ORDER["aten_distributed_optimizations.enable_simple_overlap"] = False
 
 
 def inductor(

@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters, get_debug_dir, get_metrics_context
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._logging import trace_structured
 from torch._logging._internal import trace_log
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.autograd import profiler
 
 __all__ = [
@@ -116,7 +116,20 @@ def to_aten(
         raise AssertionError("a graph that needs gradients got past the check in front")
 
     boxed = _boxed(compile_graph)
-    return aot_autograd(fw_compiler=training, inference_compiler=boxed)(gm, inputs)
+    return aot_autograd(fw_compiler=training, inference_compiler=boxed)(gm, _of_one_mode(inputs))
+
+
+def _of_one_mode(inputs: Sequence[Any]) -> list[Any]:
+    """`inputs`, the fake ones in the mode of this trace; they may be of the mode of `explain`.
+
+    PyTorch 2.10 refuses the latter; 2.11 and newer do just this by themselves.
+    """
+    mode = TracingContext.get().fake_mode
+    assert mode is not None
+    return [
+        mode.from_tensor(x) if isinstance(x, FakeTensor) and x.fake_mode is not mode else x
+        for x in inputs
+    ]
 
 
 def _boxed(

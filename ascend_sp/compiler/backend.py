@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ from ascend_sp.runtime.errors import AscendSPError, ConfigError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
 from ascend_sp.runtime.text_encoder.apply import encoder_is_running
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve
+from ascend_sp.runtime.versions import software
+
+log = logging.getLogger(__name__)
 
 
 def ascend_sp(
@@ -124,7 +128,11 @@ def _compile(
         dump.finish_times()
     except Exception as e:
         if ctx.topology.size > 1:
-            guards.announce_failure(ctx.topology, str(e))
+            told = e.reason if isinstance(e, AscendSPError) else str(e)
+            guards.announce_failure(ctx.topology, told)
+        if not isinstance(e, AscendSPError):  # ours say it themselves
+            # Its traceback is PyTorch's to print.
+            log.error("graph %d failed to compile with %s", dump.number, software())  # noqa: TRY400
         raise
     name = f"graph {dump.number}"
     run = check.wrap(lowered.run) if check else lowered.run
@@ -191,7 +199,7 @@ def _program(
     lines = [own.sub(ctx.device, n.format_node() or "") for n in gm.graph.nodes]
     private = ("dump_dir", "mesh", "observer")
     options = {k: v for k, v in config.described().items() if k not in private}
-    versions = f"torch {torch.__version__}"
+    versions = f"torch {software().torch}"
     if ctx.device == DEVICE:
         a = ctx.ascend
         versions += f", torch_npu {a.torch_npu}, CANN {a.cann}, {a.soc}"

@@ -140,4 +140,4 @@ def _lower(
     except LoweringError as e:
         if last:
             raise
-        return None, str(e)
+        return None, e.reason

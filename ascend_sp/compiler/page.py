@@ -34,6 +34,8 @@ def summary(r: Report, *, short: bool = False) -> str:
     lines = [
         f"# Graph {r.graph} on rank {r.rank} of {r.ranks}, for {r.target}",
         "",
+        str(r.software),
+        "",
         *_headline(r),
         "",
         *_attentions(r, short),

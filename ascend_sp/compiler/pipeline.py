@@ -212,5 +212,5 @@ def _verify(gm: fx.GraphModule, ctx: PassContext, p: Pass) -> None:
     except VerificationError as e:
         if not p.users:
             raise
-        told = str(e).partition(" This is a bug in ascend_sp")[0]
+        told = e.reason.partition(" This is a bug in ascend_sp")[0]
         raise VerificationError(f"{told} {p.name} is a pass of pre_passes or post_passes.") from e

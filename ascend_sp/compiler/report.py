@@ -16,6 +16,7 @@ from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines
 from ascend_sp.passes.sharding.layout import PLACEMENTS, REPLICATE
 from ascend_sp.passes.ulysses import EXCHANGES
 from ascend_sp.runtime.collectives import STARTS
+from ascend_sp.runtime.versions import Software, software
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Report:
     recompiles: list[str]
     """Why code was compiled once more in this process, up to this graph."""
     options: Mapping[str, str]
+    software: Software
+    """What it was compiled with."""
     one_rank: float | None = None
     """Estimated seconds of a step without ascend_sp on one device, if somebody asked."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -119,6 +122,7 @@ def report(
         graph_breaks=breaks,
         recompiles=recompiles,
         options=options,
+        software=software(),
     )
 
 

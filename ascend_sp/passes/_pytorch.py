@@ -26,6 +26,15 @@ HigherOrderOperator = torch._ops.HigherOrderOperator
 encoder_layer = torch.ops.aten._transformer_encoder_layer_fwd.default
 """What the fast path of `nn.TransformerEncoderLayer` calls."""
 flex_attention = torch.ops.higher_order.flex_attention
+UNTAGGED = frozenset(
+    {
+        *(torch.ops.aten.rsub.Tensor, torch.ops.aten.hardswish.default),
+        # PyTorch 2.10 and 2.11; newer ones tag them.
+        *(torch.ops.aten.leaky_relu.default, torch.ops.aten.ldexp.Tensor),
+        torch.ops.aten._conj_physical.default,
+    }
+)
+"""Elementwise ops that PyTorch does not tag as such."""
 UNBACKED_BINDINGS = "unbacked_bindings"
 """Meta key of a node that makes unbacked symbols: sizes, or numbers, that its data decide."""
 
@@ -44,6 +53,7 @@ __all__ = [
     "free_unbacked_symbols",
     "fx_graph_cse",
     "has_kernel",
+    "is_pointwise",
     "py_sym_types",
     "statically_known_true",
     "sympy_interp",
@@ -51,6 +61,11 @@ __all__ = [
     "tree_leaves",
     "tree_map",
 ]
+
+
+def is_pointwise(op: OpOverload) -> bool:
+    """Whether `op` computes each element of its result from one of each operand, broadcast."""
+    return torch.Tag.pointwise in op.tags or op in UNTAGGED
 
 
 def has_kernel(op: Any, key: str) -> bool:

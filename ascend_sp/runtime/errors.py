@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from ascend_sp.runtime.versions import software
+
 
 class AscendSPError(RuntimeError):
-    """Base of every error that ascend_sp raises itself."""
+    """Base of every error that ascend_sp raises itself; its text ends with the versions found."""
+
+    @property
+    def reason(self) -> str:
+        """What is wrong and what to do, without the versions."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.reason}\n[{software()}]"
 
 
 class ConfigError(AscendSPError, ValueError):

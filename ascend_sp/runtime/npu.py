@@ -50,8 +50,12 @@ def _order(version: str) -> tuple[int, int, int, int, int] | None:
     return major, minor, patch, stage, number
 
 
-def ascend() -> Ascend:
-    """The Ascend software that this process runs on; empty versions without torch_npu."""
+def ascend(*, chip: bool = True) -> Ascend:
+    """The Ascend software that this process runs on; empty versions without torch_npu.
+
+    Args:
+        chip: whether to ask for its name, which sets the process's device if it has none yet.
+    """
     torch_npu: Any = sys.modules.get("torch_npu")
     if torch_npu is None:
         return Ascend()
@@ -59,7 +63,7 @@ def ascend() -> Ascend:
         torch_npu=str(torch_npu.__version__),
         cann=str(torch_npu.npu.utils.get_cann_version() or ""),
         # Asking about another device than this process's would take memory there.
-        soc=str(torch_npu.npu.get_device_name(torch_npu.npu.current_device())),
+        soc=str(torch_npu.npu.get_device_name(torch_npu.npu.current_device())) if chip else "",
     )
 
 

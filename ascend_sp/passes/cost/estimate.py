@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from ascend_sp.passes._pytorch import OpOverload, tree_leaves
+from ascend_sp.passes._pytorch import OpOverload, is_pointwise, tree_leaves
 from ascend_sp.passes.cost.device import DeviceModel, LinkCost
 from ascend_sp.passes.npu.attention_ops import OPS as NPU_ATTENTION
 from ascend_sp.runtime.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, STARTS, WAIT
@@ -160,8 +160,8 @@ def is_fusible(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, OpOverload):
         return False
-    tags = target.tags
-    return _name(node) in FUSIBLE or torch.Tag.pointwise in tags or torch.Tag.reduction in tags
+    made_by_it = is_pointwise(target) or torch.Tag.reduction in target.tags
+    return made_by_it or _name(node) in FUSIBLE
 
 
 def _traffic(kernel: Sequence[fx.Node]) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import sympy
-import torch
 
-from ascend_sp.passes._pytorch import tree_leaves
+from ascend_sp.passes._pytorch import is_pointwise, tree_leaves
 from ascend_sp.passes.context import is_random
 from ascend_sp.passes.sharding.layout import Shard
 from ascend_sp.passes.sharding.rules import (  # noqa: F401
@@ -29,7 +28,7 @@ from ascend_sp.passes.sharding.rules.base import (
     Unsupported,
     rule,
 )
-from ascend_sp.passes.sharding.rules.pointwise import UNTAGGED, pointwise
+from ascend_sp.passes.sharding.rules.pointwise import pointwise
 from ascend_sp.passes.sizes import Size, has_unbacked
 
 UNKNOWN = "a size in it is known only when the program runs"
@@ -55,7 +54,7 @@ def answer(call: Call) -> Answer:
     those whose results, shards or arguments have a size that the data decide; whole operands may.
     """
     found = RULES.get(call.op) or BY_NAME.get(call.op.name())
-    if found is None and (torch.Tag.pointwise in call.op.tags or call.op in UNTAGGED):
+    if found is None and is_pointwise(call.op):
         found = pointwise
     if found is None or call.op._schema.is_mutable:
         return Unsupported(f"no sharding rule for {call.op}")

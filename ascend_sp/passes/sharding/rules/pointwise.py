@@ -10,12 +10,9 @@ from ascend_sp.passes.sizes import equal
 
 aten = torch.ops.aten
 
-UNTAGGED = frozenset({aten.rsub.Tensor, aten.hardswish.default})
-"""Elementwise ops that PyTorch does not tag as such."""
-
 
 def pointwise(call: Call) -> Answer:
-    """Any op with `torch.Tag.pointwise`: the largest sharded operand leads, the others follow.
+    """Any op that `is_pointwise`: the largest sharded operand leads, the others follow.
 
     A replicated operand is cut to match, which costs nothing; one that is sharded in another way
     must travel. Operands of size one in the split dim broadcast and stay whole.
