@@ -30,6 +30,8 @@ def text(gm: fx.GraphModule, keep: Callable[[fx.Node], bool] = lambda n: True) -
             name = str(n.target).removesuffix(".default").split("::")[-1]
             name = name.removeprefix("aten.").removeprefix("_c10d_functional.")
             name = name.removeprefix("ascend_sp.")
+            # What PyTorch 2.15 puts behind the product of a linear layer.
+            name = {"_unsafe_view": "view"}.get(name, name)
             val = n.meta["val"]
             shape = list(val.shape) if isinstance(val, Tensor) else ""
             lines.append(f"{name} {shape}".strip())

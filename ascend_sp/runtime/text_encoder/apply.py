@@ -234,7 +234,7 @@ def _device_type(encoder: nn.Module) -> str:
             return parameter.device.type
     if not (dist.is_available() and dist.is_initialized()):
         return "cpu"
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     devices = [pair.split(":")[0] for pair in str(dist.get_backend_config()).split(",")]
     return accelerator.type if accelerator and accelerator.type in devices else "cpu"
 
