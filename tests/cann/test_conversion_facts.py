@@ -1,7 +1,11 @@
-"""Facts about this version of the wheel that ascend_sp is built around.
+"""Facts about the wheel that ascend_sp is built around.
 
-Each test is about one trap, gap or difference. One that fails with a new torch_npu says that the
-work-around of the product can go, or must change; not that the simulator is broken.
+Each test is about one trap, gap or difference. torch_npu 2.10.0.post7, 2.12.0.post3, 2.13.0 and
+2.14.0 have every one of them: the Python files of torchair and npugraph_ex are the same in these
+four, and so are the ``npu`` ops, except that the first two have named tensors too. 2.10.0.post4,
+whose torchair is older, has them as well. A test that fails with a new torch_npu says that the
+work-around of the product can go, or must change; not that the simulator is broken. It then gets
+the versions that it holds for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ops whose GE converter loses part of what they mean, said in ops whose converters do not.
 
-torchair converts all of these without a word (converters of torch_npu 2.13.0, in
-``torchair/_ge_concrete_graph/ge_converter/aten``):
+torchair converts all of these without a word (the converters in
+``torchair/_ge_concrete_graph/ge_converter/aten``, the same in torch_npu 2.10.0.post7 to 2.14.0):
 
 * ``gelu`` ignores `approximate`: GE's Gelu is the tanh form. GeluV2, which ``npu_gelu`` becomes,
   has both.
