@@ -1,40 +1,49 @@
 """The tests with each PyTorch, torch_npu and Python that ascend_sp is for: ``make test-versions``.
 
-Makes an environment a row of the tables below, in ``.versions``, runs the tests that touch what
-differs there, prints the tables and writes docs/versions.md. ``--torch 2.10.0`` runs the rows with
-that PyTorch only, and keeps what the page says of the others. Slow, and downloads gigabytes where
+Makes an environment for each row of the tables below, in ``.versions``, runs the tests that touch
+what differs there, keeps what they said in docs/versions.json and writes docs/versions.md from it.
+``--torch 2.10.0`` runs the rows with that PyTorch only. Slow, and downloads gigabytes where
 PyTorch's index of CPU builds cannot be reached; no part of ``make test``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/versions.md"
+RESULTS = ROOT / "docs/versions.json"
 ENVIRONMENTS = ROOT / ".versions"
 LIMIT = 3600
-"""Seconds that the tests of one row may take."""
+"""Seconds that one command may take."""
+FACTS = "test_conversion_facts"
+"""The module whose tests are a trap of torch_npu each."""
 
-TESTS = [
-    f"tests/test_{name}.py"
-    for name in (
-        *("pytorch_pins", "versions", "rules", "passes", "ulysses", "layout", "unfuse_bias"),
-        *("inductor_order", "overlap", "gloo", "guards", "lockstep", "bad_input", "conventions"),
-        *("explain", "targets", "unbacked", "rounding", "qwen_and_z_image", "other_models"),
-        *("flux_simulated", "text_encoder", "multi_head", "three_dims"),
-    )
-]
-"""What touches PyTorch: its private parts, Dynamo, AOTAutograd, Inductor, gloo; models."""
+
+def _files(*names: str) -> list[str]:
+    return [f"tests/test_{name}.py" for name in names]
+
+
+CORE = _files(
+    *("pytorch_pins", "versions", "passes", "ulysses", "inductor_order", "gloo", "conventions"),
+    "explain",
+)
+"""Private PyTorch, the passes on Dynamo's and AOTAutograd's graphs, Inductor's code, gloo."""
+TESTS = CORE + _files(
+    *("rules", "unfuse_bias", "guards", "lockstep", "targets", "unbacked", "other_models"),
+    "text_encoder",
+)
 NPU_TESTS = ["tests/cann", "tests/npu"]
 
 
@@ -43,14 +52,14 @@ class Row:
     """An environment, and what is to be said of it."""
 
     torch: str
-    differs: str
-    """What is other than in the versions around it, for ascend_sp."""
+    differs: str = ""
+    """What is other than with the version of ``make test``, for ascend_sp."""
     python: str = "3.11"
     torch_npu: str = ""
     cann: str = ""
     """Which CANN goes with it, and where that is from."""
     demo: bool = False
-    """Whether to run ``make demo``'s program, too."""
+    """Whether this is about Python: the program of ``make demo``, too, and the core only."""
 
     @property
     def name(self) -> str:
@@ -60,94 +69,144 @@ class Row:
         return f"Python {self.python}" if self.demo else f"torch {self.torch}"
 
 
-PYTORCH = (
-    Row("2.10.0", ""),
-    Row("2.11.0", ""),
-    Row("2.12.1", ""),
-    Row("2.13.0", ""),
-    Row("2.14.1", ""),
-    Row("2.15.0", ""),
+_SCHEDULER = "Inductor's cache takes a pass over its scheduler only as a `CustomGraphPass`"
+_TAGS = "`leaky_relu`, `ldexp` and `_conj_physical` are not tagged as pointwise"
+_MOVES = (
+    "Inductor moves collectives and waits by itself (`enable_simple_overlap`): switched off in "
+    "graphs that communicate"
 )
+PYTORCH = (
+    Row(
+        "2.10.0",
+        f"{_SCHEDULER}; {_TAGS}; AOTAutograd refuses fake inputs of another mode, which `explain` "
+        "has: they are made over",
+    ),
+    Row("2.11.0", f"{_SCHEDULER}; {_TAGS}"),
+    Row("2.12.1", _SCHEDULER),
+    Row("2.13.0"),
+    Row("2.14.1", _MOVES),
+    Row("2.15.0", f"{_MOVES}; a linear layer ends with `_unsafe_view`"),
+)
+_TABLE = "9.1.0: torch_npu's COMPATIBILITY.md"
+_NONE = "in no table that could be read; some features that ascend_sp does not use ask for 9.2.0"
 TORCH_NPU = (
-    Row("2.10.0", "", torch_npu="2.10.0.post7"),
-    Row("2.12.0", "", torch_npu="2.12.0.post3"),
-    Row("2.13.0", "", torch_npu="2.13.0"),
-    Row("2.14.0", "", torch_npu="2.14.0"),
+    Row(
+        "2.10.0",
+        "requires `torch==2.10.0+cpu` on x86-64, which PyPI lacks; memory of npugraph_ex's scopes, "
+        "which ascend_sp does not use, is not given away early",
+        torch_npu="2.10.0.post4",
+        cann="9.1.0: Dockerfiles of vllm-ascend 0.23.0, which has this one",
+    ),
+    Row(
+        "2.10.0",
+        "requires `torch==2.10.0+cpu` on x86-64, which PyPI lacks",
+        torch_npu="2.10.0.post7",
+        cann=_TABLE,
+    ),
+    Row("2.12.0", torch_npu="2.12.0.post3", cann=_TABLE),
+    Row("2.13.0", torch_npu="2.13.0", cann=_NONE),
+    Row("2.14.0", torch_npu="2.14.0", cann=_NONE),
 )
 PYTHON = (
-    Row("2.13.0", "", python="3.10", demo=True),
-    Row("2.10.0", "", python="3.12", demo=True),
-    Row("2.15.0", "", python="3.13", demo=True),
+    Row(
+        "2.13.0",
+        "the last diffusers for it is 0.41, so the models are those of 0.41",
+        python="3.10",
+        demo=True,
+    ),
+    Row("2.10.0", "what vllm-ascend's images hold", python="3.12", demo=True),
+    Row("2.15.0", python="3.13", demo=True),
 )
+ALL = (*PYTORCH, *TORCH_NPU, *PYTHON)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 1 if a test failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--torch", metavar="VERSION", help="only rows with this PyTorch")
-    parser.add_argument("--only", metavar="TEXT", help="only rows whose name holds this")
+    parser.add_argument("--torch", default="", metavar="VERSION", help="rows with this PyTorch")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this")
     args = parser.parse_args(argv)
-    only = (args.torch or "").removeprefix("torch==").partition("+")[0]
-    rows = [
-        r
-        for r in (*PYTORCH, *TORCH_NPU, *PYTHON)
-        if only in ("", r.torch) and (args.only or "") in r.name
-    ]
+    version = args.torch.removeprefix("torch==").partition("+")[0]
+    rows = [r for r in ALL if version in ("", r.torch) and args.only in r.name]
     if not rows:
-        known = ", ".join(sorted({r.torch for r in (*PYTORCH, *TORCH_NPU, *PYTHON)}))
-        parser.error(f"no row for {args.torch or args.only!r}; versions of PyTorch: {known}")
-    found = told_before()
-    failed = False
+        known = ", ".join(sorted({r.torch for r in ALL}))
+        parser.error(f"no row for {version} {args.only}; versions of PyTorch: {known}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    wrong = 0
     for row in rows:
-        result, right = run(row)
-        found[row.name] = result
-        failed |= not right
-        print(f"{row.name}: {result}", flush=True)
-        PAGE.write_text(page(found))  # a run that is cut short keeps what it has
-    print(page(found))
-    return int(failed)
+        results[row.name] = found = run(row)
+        wrong += not found["right"]
+        print(f"{row.name}: {found['tests']}", flush=True)
+        # Now, so that a run that is cut short keeps what it has.
+        kept = {r.name: results[r.name] for r in ALL if r.name in results}
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        PAGE.write_text(page(kept))
+    print(page(results))
+    return int(wrong > 0)
 
 
-def run(row: Row) -> tuple[str, bool]:
-    """What the tests say in the environment of `row`, made if need be, and whether all passed."""
+def run(row: Row) -> dict[str, Any]:
+    """What the tests say in the environment of `row`, made if need be."""
     folder = ENVIRONMENTS / row.name.replace(" ", "-")
-    python = folder / "bin/python"
-    log = folder.with_suffix(folder.suffix + ".log")
+    python, log, report = folder / "bin/python", folder / "log.txt", folder / "report.xml"
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    said = []
     try:
-        if not (folder / ".ready").exists():
+        if not (folder / "ready").exists():
             make(row, folder)
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        tests = TESTS
         if row.torch_npu:
-            tests, site, cann = NPU_TESTS, folder / "npu", folder / "cann"
+            site, cann = folder / "npu", folder / "cann"
             call(python, "tests/cann/build.py", "--torch-npu", site, "--out", cann)
             env |= {
                 "PYTHONPATH": str(site),
                 "CANNSIM_LIB_DIR": str(cann),
                 "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
             }
-        said = []
         if row.demo:
-            line = [python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-            call(*line, "examples/flux.py", env=env)
-            said.append("demo runs")
-        start = time.monotonic()
-        processes = ["-n", "2", "--dist", "worksteal"] * (not row.torch_npu)
-        line = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *processes, *tests]
+            ranks = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+            call(python, *ranks, "examples/flux.py", "--output", folder / "flux.png", env=env)
+            said = ["demo runs"]
+        tests = NPU_TESTS if row.torch_npu else CORE if row.demo else TESTS
+        line = [python, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        report.unlink(missing_ok=True)
         with log.open("w") as out:
             done = subprocess.run(
-                line, cwd=ROOT, env=env, stdout=out, stderr=out, timeout=LIMIT, check=False
+                [*line, "-n", "2", "--dist", "worksteal", *tests],
+                cwd=ROOT,
+                env=env,
+                stdout=out,
+                stderr=out,
+                timeout=LIMIT,
+                check=False,
             )
+        outcomes = read(report)
     except (subprocess.SubprocessError, OSError) as e:
-        output = getattr(e, "output", None) or ""
-        print(output[-4000:], file=sys.stderr)
-        return f"not run: {str(e)[:200]}", False
-    last = log.read_text().splitlines()[-1:] or [""]
-    counts = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", last[0])
-    print(f"{row.name}: {time.monotonic() - start:.0f} s, {log}", flush=True)
-    return ", ".join([*said, *(counts or [f"pytest ended with {done.returncode}"])]), not (
-        done.returncode
-    )
+        print((getattr(e, "output", None) or "")[-4000:], file=sys.stderr)
+        return {"tests": f"could not be run: {str(e)[:200]}", "right": False}
+    counts = Counter(o for _, _, o in outcomes)
+    facts: dict[str, list[bool]] = {}
+    for module, name, outcome in outcomes:
+        if module.endswith(FACTS):
+            facts.setdefault(name.partition("[")[0], []).append(outcome == "passed")
+    for module, name, outcome in outcomes:
+        if outcome == "failed":
+            print(f"  {module}::{name}, see {log}", flush=True)
+    return {
+        "tests": ", ".join([*said, *(f"{n} {outcome}" for outcome, n in sorted(counts.items()))]),
+        "right": done.returncode == 0,
+        "facts": sorted(name for name, holds in facts.items() if all(holds)),
+    }
+
+
+def read(report: Path) -> list[tuple[str, str, str]]:
+    """Module, name and outcome of each test in what pytest wrote."""
+    out = []
+    for case in ElementTree.parse(report).iter("testcase"):
+        tags = {child.tag for child in case}
+        bad = "failed" if tags & {"failure", "error"} else ""
+        outcome = bad or ("skipped" if "skipped" in tags else "passed")
+        out.append((case.get("classname", ""), case.get("name", ""), outcome))
+    return out
 
 
 def make(row: Row, folder: Path) -> None:
@@ -157,7 +216,7 @@ def make(row: Row, folder: Path) -> None:
     env = os.environ | {"PATH": os.pathsep.join([os.environ.get("PATH", ""), *pyenv])}
     shutil.rmtree(folder, ignore_errors=True)
     call(uv, "venv", "--quiet", "--python", row.python, folder, env=env)
-    install = [uv, "pip", "install", "--quiet", "--python", str(folder)]
+    install = [uv, "pip", "install", "--quiet", "--python", folder / "bin/python"]
     torch = f"torch=={row.torch}"
     try:
         call(*install, "--torch-backend", "cpu", torch, env=env | {"UV_HTTP_RETRIES": "0"})
@@ -165,25 +224,28 @@ def make(row: Row, folder: Path) -> None:
         call(*install, torch)
     call(*install, torch, "--editable", ".[dev]")
     if row.torch_npu:
-        site = folder / "npu"
-        wheel = f"torch-npu=={row.torch_npu}"
-        call(*install, "--no-deps", "--target", site, wheel, "protobuf")
-        call(folder / "bin/python", "tests/cann/cuda_build.py")
-    (folder / ".ready").touch()
+        call(
+            *install,
+            *("--no-deps", "--target", folder / "npu"),
+            *(f"torch-npu=={row.torch_npu}", "protobuf"),
+        )
+        (packages,) = folder.glob("lib/python*/site-packages")
+        call(folder / "bin/python", "tests/cann/cuda_build.py", packages)
+    (folder / "ready").touch()
 
 
 def call(*line: object, env: dict[str, str] | None = None) -> None:
     """Run a command in the root of the checkout; raises, with its output, if it fails."""
     subprocess.run(
-        [str(x) for x in line], cwd=ROOT, env=env, check=True, text=True, timeout=LIMIT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def told_before() -> dict[str, str]:
-    """What the page says of each row that was run before."""
-    text = PAGE.read_text() if PAGE.exists() else ""
-    return dict(re.findall(r"^\| ((?:torch|Python)[^|]*?) \| ([^|]*?) \|", text, re.M))
+        [str(x) for x in line],
+        cwd=ROOT,
+        env=env,
+        check=True,
+        text=True,
+        timeout=LIMIT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 HEAD = """# Versions
@@ -197,9 +259,9 @@ what `explain` says, and at the end of every error.
 
 ## PyTorch
 
-On Linux, x86_64, with Python 3.11: the tests of private parts, rules, passes, Inductor's order,
-gloo, guards, messages and one model of each kind. A slow test or one of a simulated NPU is not
-among them.
+With Python 3.11: the tests of private parts, rules, passes, Inductor's order, gloo, guards, errors
+and text encoders; FLUX, Qwen-Image-Edit, Z-Image and Wan at reduced size on two ranks, against
+eager; other models on simulated ranks.
 """
 NPU = """
 ## torch_npu
@@ -208,35 +270,67 @@ With the PyTorch that the wheel asks for, all tests of the [simulated CANN](../t
 and of the simulated NPU: fused ops, both graph modes, FLUX, Qwen-Image-Edit and Z-Image at reduced
 size on one and two ranks, order and overlap by traced events.
 """
+TRAPS = """
+## Traps of torch_npu
+
+What ascend_sp works around, each a test of `tests/cann/test_conversion_facts.py`, and the versions
+of torch_npu that were found to have it.
+"""
 INTERPRETERS = """
 ## Python
 
-The package and its examples installed, the program of `make demo`, and the tests of the first
-table.
+The package and its examples installed, the program of `make demo`, and of the tests of the first
+table those of private parts, passes, Inductor's order, gloo, messages and `explain`.
 """
 
 
-def page(found: dict[str, str]) -> str:
+def page(results: dict[str, dict[str, Any]]) -> str:
     """docs/versions.md."""
+    have: dict[str, list[str]] = {}
+    for row in TORCH_NPU:
+        for fact in results.get(row.name, {}).get("facts", ()):
+            have.setdefault(fact, []).append(row.torch_npu)
+    every = [r.torch_npu for r in TORCH_NPU]
+    traps = [
+        (fact.removeprefix("test_").replace("_", " "), "all" if v == every else ", ".join(v))
+        for fact, v in sorted(have.items())
+    ]
     return "".join(
         [
             HEAD,
-            table(PYTORCH, found, ("what is other than in 2.13, for ascend_sp",), "differs"),
+            rows(PYTORCH, results, ("what is other than in 2.13, for ascend_sp",), "differs"),
             NPU,
-            table(TORCH_NPU, found, ("torch", "CANN", "what is other"), "torch", "cann", "differs"),
+            rows(
+                TORCH_NPU, results, ("torch", "CANN", "what is other"), "torch", "cann", "differs"
+            ),
+            TRAPS,
+            table(("trap", "versions"), traps),
             INTERPRETERS,
-            table(PYTHON, found, ("torch", "what is other"), "torch", "differs"),
+            rows(PYTHON, results, ("torch", "what is other"), "torch", "differs"),
         ]
     )
 
 
-def table(rows: Sequence[Row], found: dict[str, str], heads: Sequence[str], *columns: str) -> str:
-    """The rows as Markdown: name, what the tests said, and columns of facts."""
-    lines = [("version", "tests", *heads), ("---",) * (2 + len(heads))]
-    for row in rows:
-        cells = (getattr(row, c) or "nothing" for c in columns)
-        lines.append((row.name, found.get(row.name, "not run yet"), *cells))
-    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def rows(
+    rows: Sequence[Row], results: dict[str, dict[str, Any]], heads: Sequence[str], *columns: str
+) -> str:
+    """A table of environments: name, what the tests said, and columns of facts."""
+    lines = [
+        (
+            row.name,
+            results.get(row.name, {}).get("tests", "not run yet"),
+            *(getattr(row, c) or "nothing" for c in columns),
+        )
+        for row in rows
+    ]
+    return table(("version", "tests", *heads), lines)
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n" + "".join(
+        f"| {' | '.join(line)} |\n" for line in (heads, ("---",) * len(heads), *lines)
+    )
 
 
 if __name__ == "__main__":

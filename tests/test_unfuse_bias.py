@@ -94,7 +94,9 @@ def test_only_for_several_ranks_and_inductor(
     assert ("mm [" in text(gm).replace("addmm [", "")) == (target == "inductor" and size > 1)
 
 
-PACKING = re.compile(r"^ +cpp_fused_(?:all_to_all_single|cat|clone|permute|unsafe|view|_)+_\d+\(", re.M)
+PACKING = re.compile(
+    r"^ +cpp_fused_(?:all_to_all_single|cat|clone|permute|unsafe|view|_)+_\d+\(", re.M
+)
 """A call of a kernel that only packs what is sent."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -202,11 +203,14 @@ def test_a_late_wait_does_not_help_what_a_scope_starts_too_early(variants: dict[
 def test_events_of_a_scope_order_data_but_not_the_reuse_of_memory(
     variants: dict[str, Any], name: str
 ) -> None:
-    """K's buffer is free for the main stream as soon as the all-to-all is launched."""
+    """K's buffer is free for the main stream as soon as the all-to-all is launched.
+
+    In torch_npu 2.10.0.post4 it is not, alone of the versions that are tested.
+    """
     found = variants[name]
     assert found["overlaps"] and found["K first"] and found["arrives"]
-    assert found["races"]
-    assert {what for _, what in found["races"]} == {"read/write"}
+    reused = {"read/write"} if metadata.version("torch_npu") != "2.10.0.post4" else set()
+    assert {what for _, what in found["races"]} == reused
 
 
 def test_simulator_errors_are_runtime_errors() -> None:
