@@ -35,15 +35,14 @@ def _files(*names: str) -> list[str]:
     return [f"tests/test_{name}.py" for name in names]
 
 
-CORE = _files(
-    *("pytorch_pins", "versions", "passes", "ulysses", "inductor_order", "gloo", "conventions"),
-    "explain",
-)
-"""Private PyTorch, the passes on Dynamo's and AOTAutograd's graphs, Inductor's code, gloo."""
-TESTS = CORE + _files(
-    *("rules", "unfuse_bias", "guards", "lockstep", "targets", "unbacked", "other_models"),
-    "text_encoder",
-)
+CORE = _files("pytorch_pins", "versions", "passes", "ulysses", "inductor_order", "conventions")
+"""Private PyTorch, passes on Dynamo's and AOTAutograd's graphs, Inductor's code on two ranks."""
+TESTS = [
+    *CORE,
+    *_files("rules", "unfuse_bias", "gloo", "guards", "other_models", "explain"),
+    # What weights are read on to is for the process group to say, and for the build of PyTorch.
+    "tests/test_text_encoder.py::test_weights_are_read_shard_by_shard",
+]
 NPU_TESTS = ["tests/cann", "tests/npu"]
 
 
@@ -260,8 +259,8 @@ what `explain` says, and at the end of every error.
 ## PyTorch
 
 With Python 3.11: the tests of private parts, rules, passes, Inductor's order, gloo, guards, errors
-and text encoders; FLUX, Qwen-Image-Edit, Z-Image and Wan at reduced size on two ranks, against
-eager; other models on simulated ranks.
+and `explain`; FLUX, Qwen-Image-Edit, Z-Image and Wan at reduced size on two ranks, against eager;
+other models on simulated ranks; a text encoder's weights.
 """
 NPU = """
 ## torch_npu
@@ -280,7 +279,7 @@ INTERPRETERS = """
 ## Python
 
 The package and its examples installed, the program of `make demo`, and of the tests of the first
-table those of private parts, passes, Inductor's order, gloo, messages and `explain`.
+table those of private parts, passes, the models and Inductor's order on two ranks, and errors.
 """
 
 

@@ -67,6 +67,18 @@ def test_compile_fx_and_the_metadata_that_it_reads() -> None:
     assert "_dynamo_static_input_type" in source
 
 
+def test_whatever_inductor_moves_by_default_is_switched_off() -> None:
+    from torch._inductor import config
+
+    from ascend_sp.compiler._inductor import KEEPS_ORDER
+
+    moves = re.compile(r"overlap|reorder")
+    known = config.get_config_copy().items()
+    on = {n for n, v in known if v is True and moves.search(n) and not n.startswith("triton.")}
+    assert {"reorder_for_peak_memory", "reorder_for_locality"} <= on
+    assert on == {n for n, v in KEEPS_ORDER.items() if v is False}
+
+
 def test_static_inputs_reach_inductor() -> None:
     """Parameters are known as such behind both AOTAutograds."""
     import torch._inductor.compile_fx as module
