@@ -193,9 +193,9 @@ class NumericCheck:
         lines.append(
             "This is a fault of ascend_sp: please report it, with what ASCEND_SP_DUMP_DIR writes."
         )
-        text = "\n".join(lines)
-        self.dump.write("numerics.txt", text + "\n")
-        raise NumericsError(text)
+        error = NumericsError("\n".join(lines))
+        self.dump.write("numerics.txt", f"{error}\n")
+        raise error
 
     def _outputs(self, errors: list[Any], allowed: float) -> list[str]:
         output = self.original.graph.output_node()
