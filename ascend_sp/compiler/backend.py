@@ -50,7 +50,7 @@ def ascend_sp(
         mode: not supported; Inductor's modes do not apply.
 
     Raises:
-        ConfigError: an unknown option or a bad value.
+        ConfigError: an unknown option or a bad value, or a program that is to be saved.
         TopologyError: the process group or the mesh does not fit.
         RankMismatchError: the ranks do not compile the same program.
         UnshardedError: something cannot be sharded and ``on_unsharded="error"``.
@@ -60,6 +60,12 @@ def ascend_sp(
         raise ConfigError(
             f"mode={mode!r} is not supported by backend 'ascend_sp'. Leave mode out and pass "
             "options={...} instead."
+        )
+    if _pytorch.to_be_saved():
+        raise ConfigError(
+            "aot_compile is not supported by backend 'ascend_sp': it writes programs to files, and "
+            "these belong to a rank, its process group and its device. Call the compiled model "
+            "instead."
         )
     config = Config.load(options)
     _refuse_gradients(example_inputs)

@@ -37,6 +37,8 @@ class Step:
     """What the time to wait is called, where a user can set it."""
     hint: str = ""
     """A cause of differences that the facts do not name."""
+    sequence: frozenset[str] = frozenset()
+    """Facts that differ where ranks have sequences of their own, which a smaller degree allows."""
 
     @staticmethod
     def named(doing: str) -> Step:
@@ -53,6 +55,7 @@ COMPILE = Step(
     " (option check_timeout)",
     "\nA model that only some ranks have called before can differ too: by tables that it makes "
     "once, or by sizes that Dynamo has seen change (torch.compiler.reset() forgets those).",
+    frozenset({"inputs", "operations", "program"}),
 )
 ORDER = Step(
     "has compiled its graph",
@@ -148,7 +151,8 @@ def agree(
         return
     own = f" This rank's inputs: {facts['inputs']}." if "inputs" in facts else ""
     words = exchange(topology, json.dumps(facts, default=str), timeout, step, own)
-    differences = _differences([json.loads(w) for w in words], topology)
+    each = [json.loads(w) for w in words]
+    differences = _differences(each, topology)
     if differences:
         if rows is not None:
             differences += _first_difference(topology, rows(), timeout, step)
@@ -156,7 +160,9 @@ def agree(
             [f"the ranks of group {topology.group_name!r} {step.differing}:", *differences]
         )
         # Nobody waits for a word of it: all ranks have come here, and see the same.
-        raise RankMismatchError(text + step.hint)
+        names = {name for name in facts if len({json.dumps(f.get(name)) for f in each}) > 1}
+        hint = agreeing_groups(topology, words) if names <= step.sequence else ""
+        raise RankMismatchError(text + (hint or step.hint))
 
 
 def _missing(store: Store, keys: list[str], timeout: float) -> list[int]:
@@ -171,6 +177,26 @@ def by_value(topology: Topology, values: Sequence[str]) -> dict[str, list[int]]:
     for rank, value in zip(topology.ranks, values, strict=True):
         out[value].append(rank)
     return dict(out)
+
+
+def agreeing_groups(topology: Topology, values: Sequence[str]) -> str:
+    """A hint at a smaller degree, if ranks agree in groups of one size; else empty."""
+    groups = list(by_value(topology, values).values())
+    degree = len(groups[0])
+    if degree == 1 or len(groups) == 1 or any(len(g) != degree for g in groups):
+        return ""
+    # A degree takes ranks that follow each other.
+    in_a_row = all(g == list(range(g[0], g[0] + degree)) and g[0] % degree == 0 for g in groups)
+    way = (
+        f"compile with degree={degree} (ASCEND_SP_DEGREE={degree})"
+        if in_a_row
+        else "give each its DeviceMesh (option mesh)"
+    )
+    said = ", ".join(map(str, groups))
+    return (
+        f"\nThe ranks of each of these groups agree: {said}. If each group has a sequence of its "
+        f"own, {way}."
+    )
 
 
 def _first_difference(topology: Topology, rows: list[Row], timeout: float, step: Step) -> list[str]:

@@ -104,7 +104,8 @@ def compare(
     # All ranks have seen that, so all of them come here, and tell which.
     details = guards.Step.named("tells which inputs it has")
     each = [json.loads(w) for w in guards.exchange(topology, json.dumps(rows), timeout, details)]
-    raise RankMismatchError(_report(topology, name, each))
+    text = _report(topology, name, each)
+    raise RankMismatchError(text + guards.agreeing_groups(topology, words))
 
 
 def _report(topology: Topology, name: str, each: list[list[list[Any]]]) -> str:
