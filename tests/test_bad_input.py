@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 import ascend_sp
+from ascend_sp.runtime.topology import sequence_dim
 from processes import errors, run
 from toy import SelfAttention
 
@@ -97,6 +98,7 @@ def test_ranks_that_part_after_the_first_call() -> None:
     assert "rank(s) [0] did not within 5 s" in second
     assert "=17, 12]" in second  # a symbolic length by now, with its value
     assert "failed on rank 0" in first
+    assert first.index("A rank left word: ") < first.index("\nThis rank: ")  # the cause goes first
     assert "A rank left word: rank 1 compiles its graph 1" in first
 
 
@@ -140,6 +142,38 @@ def mesh_and_degree(rank: int, world: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
 
     model_and({"mesh": init_device_mesh("cpu", (2,)), "degree": 4})[1](torch.randn(1, 16, 12))
+
+
+def group_as_mesh(rank: int, world: int) -> None:
+    model_and({"mesh": dist.group.WORLD})[1](torch.randn(1, 16, 12))
+
+
+def test_a_process_group_is_no_mesh() -> None:
+    for text in errors(run(group_as_mesh, 2)):
+        assert "ConfigError" in text and "DeviceMesh.from_group(group, device_type)" in text
+    with pytest.raises(ascend_sp.TopologyError, match=r"DeviceMesh\.from_group"):
+        sequence_dim(object())  # type: ignore[arg-type]
+
+
+def halves(rank: int, world: int) -> list[str]:
+    """Two prompts on four ranks: of other lengths, of other values, and not side by side."""
+    out = []
+    torch._dynamo.reset()
+    for length, seed in ((16, rank // 2), (16, rank % 2), (16, rank), (17 + rank // 2, 0)):
+        x = torch.randn(1, length, 12, generator=torch.Generator().manual_seed(seed))
+        with pytest.raises(Exception, match=r"RankMismatch|do not have") as e:
+            model_and()[1](x)
+        out.append(str(e.value))
+    return out
+
+
+def test_ranks_that_agree_in_two_halves() -> None:
+    for inputs, others, none, lengths in (o.value for o in run(halves, 4)):
+        for text in (lengths, inputs):
+            assert "of each of these groups agree: [0, 1], [2, 3]. If each group has" in text
+            assert "compile with degree=2 (ASCEND_SP_DEGREE=2)" in text
+        assert "agree: [0, 2], [1, 3]" in others and "DeviceMesh (option mesh)" in others
+        assert "agree" not in none
 
 
 @pytest.mark.parametrize(
@@ -210,6 +244,16 @@ def test_dropout_is_refused() -> None:
     compiled = torch.compile(Dropout(), backend="ascend_sp")
     with pytest.raises(Exception, match=r"dropout_p=0\.25 .*scaled_dot_product_attention"):
         compiled(torch.randn(1, 2, 8, 4))
+
+
+def test_compiling_for_a_file_is_refused() -> None:
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    with torch._dynamo.config.patch(enable_aot_compile=True):  # off in PyTorch 2.10
+        program = torch.compile(double, backend="ascend_sp", fullgraph=True)
+    with pytest.raises(ascend_sp.ConfigError, match="aot_compile is not supported"):
+        program.aot_compile(((torch.ones(3),), {}))
 
 
 def test_mode_is_refused() -> None:

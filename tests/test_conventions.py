@@ -18,12 +18,12 @@ from ascend_sp.compiler.diagnostics import count_up
 from ascend_sp.compiler.ranges import names
 from processes import run, values
 from simulator import capture, compile_rank
-from toy import SelfAttention
+from toy import CrossAttention, SelfAttention
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import torch
-from toy import SelfAttention
+from toy import CrossAttention, SelfAttention
 with torch.no_grad():
     torch.compile(SelfAttention(12, 3), backend="ascend_sp", options={"target": "eager"})(
         torch.randn(1, 5, 12))
@@ -89,6 +89,13 @@ def test_counters() -> None:
         "all_to_all_single": 8,
         "all_gather_into_tensor": 1,
     }
+    counters.pop("ascend_sp")
+    # Queries are split, and all keys are on every rank: nothing travels.
+    cross = capture(CrossAttention(12, 3), torch.randn(1, 6, 12), torch.randn(1, 5, 12))
+    count_up(*compile_rank(cross, 0, 2))
+    found = counters["ascend_sp"]
+    assert found["attentions"] == found["attentions_split"] == 2
+    assert found["all_to_all_single"] == 4
     counters.pop("ascend_sp")
     ascend_sp.explain(SelfAttention(12, 3), torch.randn(1, 5, 12))
     assert not counters["ascend_sp"]

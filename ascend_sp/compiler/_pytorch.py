@@ -14,20 +14,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import fx
+from torch._dispatch.python import no_python_dispatcher
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters, get_debug_dir, get_metrics_context
+from torch._functorch import config as functorch_config
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.autograd import profiler
 
+from ascend_sp.runtime._pytorch import without_modes
+
 __all__ = [
     "BackendCompilerFailed",
     "DataDependentOutputException",
     "FakeTensorMode",
+    "compiled_kernels",
     "copy_of",
     "count",
     "debug_dir",
@@ -40,6 +45,7 @@ __all__ = [
     "recompilation",
     "static_input_indices",
     "to_aten",
+    "to_be_saved",
     "trace_log",
     "trace_structured",
 ]
@@ -54,6 +60,16 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     graph.output(output[0])
     graph.output_node().meta.update(output[1].meta)
     return fx.GraphModule(gm, graph)
+
+
+@contextmanager
+def compiled_kernels() -> Iterator[None]:
+    """A context in which ops on the meta device do what PyTorch's own C++ does when a graph runs.
+
+    While a graph is traced, Python kernels stand in for it.
+    """
+    with without_modes(), no_python_dispatcher():
+        yield
 
 
 def graph_breaks() -> dict[str, int]:
@@ -163,6 +179,13 @@ def named_inputs(aten: fx.GraphModule, sources: Sequence[str]) -> list[str]:
         known = isinstance(place, int) and place < len(sources)
         out.append(sources[place] if known else node.name)  # type: ignore[index]
     return out
+
+
+def to_be_saved() -> bool:
+    """Whether PyTorch compiles for a file (``aot_compile``), so that a function is not enough."""
+    # PyTorch 2.10 has the first of them only, and sets it nowhere else.
+    forced = getattr(functorch_config, "force_autograd_cache", True)
+    return bool(functorch_config.bundled_autograd_cache and forced)
 
 
 def static_input_indices() -> list[int]:

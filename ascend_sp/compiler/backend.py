@@ -21,8 +21,8 @@ from ascend_sp.compiler.numerics import NumericCheck
 from ascend_sp.compiler.pipeline import capture_attention, optional_passes
 from ascend_sp.compiler.ranges import ranged
 from ascend_sp.passes.context import Note, PassContext, source_line
-from ascend_sp.runtime import guards, replicas, stalls
-from ascend_sp.runtime.errors import AscendSPError, ConfigError
+from ascend_sp.runtime import guards, peers, replicas, stalls
+from ascend_sp.runtime.errors import AscendSPError, ConfigError, RankMismatchError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
 from ascend_sp.runtime.text_encoder.apply import encoder_is_running
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve
@@ -50,7 +50,7 @@ def ascend_sp(
         mode: not supported; Inductor's modes do not apply.
 
     Raises:
-        ConfigError: an unknown option or a bad value.
+        ConfigError: an unknown option or a bad value, or a program that is to be saved.
         TopologyError: the process group or the mesh does not fit.
         RankMismatchError: the ranks do not compile the same program.
         UnshardedError: something cannot be sharded and ``on_unsharded="error"``.
@@ -60,6 +60,12 @@ def ascend_sp(
         raise ConfigError(
             f"mode={mode!r} is not supported by backend 'ascend_sp'. Leave mode out and pass "
             "options={...} instead."
+        )
+    if _pytorch.to_be_saved():
+        raise ConfigError(
+            "aot_compile is not supported by backend 'ascend_sp': it writes programs to files, and "
+            "these belong to a rank, its process group and its device. Call the compiled model "
+            "instead."
         )
     config = Config.load(options)
     _refuse_gradients(example_inputs)
@@ -127,9 +133,10 @@ def _compile(
         lowered = ladder.lower(gm, inputs, static, ctx, config, dump, check)
         dump.finish_times()
     except Exception as e:
-        if ctx.topology.size > 1:
+        # Of what the ranks compared they know, or have been told.
+        if ctx.topology.size > 1 and not isinstance(e, RankMismatchError):
             told = e.reason if isinstance(e, AscendSPError) else str(e)
-            guards.announce_failure(ctx.topology, told)
+            peers.announce(ctx.topology, (f"compiling graph {dump.number}", 0), told)
         if not isinstance(e, AscendSPError):  # ours say it themselves
             # Its traceback is PyTorch's to print.
             log.error("graph %d failed to compile with %s", dump.number, software())  # noqa: TRY400
@@ -137,8 +144,8 @@ def _compile(
     name = f"graph {dump.number}"
     run = check.wrap(lowered.run) if check else lowered.run
     run = ranged(run, f"ascend_sp: {name}, rank {ctx.topology.rank} of {ctx.topology.size}")
-    run = stalls.guarded(run, ctx.topology, name, lowered.calls)
-    if not lowered.calls:
+    run = stalls.guarded(run, ctx.topology, name, lowered.program)
+    if not lowered.program.calls:
         return run  # its ranks have nothing to do with each other, so their inputs may differ
     which = [replicas.Input(n, i in set(static)) for i, n in enumerate(names)]
     mode, timeout = config.check_inputs, config.check_timeout

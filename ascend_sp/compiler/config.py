@@ -111,7 +111,8 @@ class Config:
     mesh: DeviceMesh | None = _option(
         None,
         _mesh,
-        "a torch DeviceMesh (1-D, or with a dim named 'sp'); only as an option",
+        "a torch DeviceMesh (1-D, or with a dim named 'sp'; of a ProcessGroup, "
+        "DeviceMesh.from_group(group, device_type) makes one); only as an option",
         "The ranks that share a sequence, instead of degree.",
     )
     target: str = _option(

@@ -170,10 +170,13 @@ class Dump:
 
 def count_up(gm: fx.GraphModule, ctx: PassContext) -> None:
     """Add a compiled graph to PyTorch's counters of compiles."""
-    split = len(ctx.analysis.get(EXCHANGES, ()))
+    became = ctx.analysis.get(IMPLEMENTATIONS, ())
+    exchanged = {f"ulysses({e.name})" for e in ctx.analysis.get(EXCHANGES, ())}
+    # Of those that have all keys where the queries are, nothing travels.
+    local = {a["node"] for a in became if a["local"]} - exchanged
     count("graphs")
-    count("attentions_split", split)
-    count("attentions", len({a["node"] for a in ctx.analysis.get(IMPLEMENTATIONS, ())}))
+    count("attentions_split", len(exchanged) + len(local))
+    count("attentions", len({a["node"] for a in became}))
     for row in collectives(gm):
         count(row["op"])
 

@@ -6,8 +6,9 @@ take the graph, says why; a warning passes that on, and the next one is tried on
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +22,12 @@ from ascend_sp.compiler.pipeline import compile_aten
 from ascend_sp.compiler.report import collectives
 from ascend_sp.compiler.targets import Runnable, Target
 from ascend_sp.passes.border import border
-from ascend_sp.passes.context import Note, PassContext, source_line
+from ascend_sp.passes.context import Note, PassContext, line_of, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.collectives import STARTS, WAIT
 from ascend_sp.runtime.errors import LoweringError
+from ascend_sp.runtime.stopped import Op, Program
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Lowered:
     """One rank's program, ready to run."""
 
     run: Runnable
-    calls: list[tuple[str, str]]
-    """Its collectives in order, starts and waits: name of the op, and which collective in words."""
+    program: Program
+    """What is in it, for its errors."""
 
 
 def lower(
@@ -74,7 +76,7 @@ def lower(
             continue
         attempt = _pass_by_pass(gm if last else _pytorch.copy_of(gm), own, config, dump, check)
         found = collectives(attempt)
-        rows, calls = _rows(found), _calls(attempt, found)
+        rows, program = _rows(found), Program(_calls(attempt, found), _ops(attempt))
         why = "" if last else "; ".join(target.refuses(attempt))
         run: Runnable | None = None
         if not why:
@@ -86,7 +88,7 @@ def lower(
                 facts = {"target": target.name, "refused": why, "collectives": rows}
                 guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
         if run is not None:
-            return Lowered(run, calls)
+            return Lowered(run, program)
         refused.append((target.name, f"cannot take this graph: {why}"))
     raise AssertionError("the last target takes every graph")
 
@@ -123,6 +125,28 @@ def _calls(gm: fx.GraphModule, found: list[dict[str, Any]]) -> list[tuple[str, s
             (started,) = node.all_input_nodes
             out.append((WAIT._opname, rows.get(started.name, started.name)))
     return out
+
+
+def _ops(gm: fx.GraphModule) -> Callable[[str], Op | None]:
+    """The other ops by name; of the nodes, which targets change, only what is needed is kept."""
+    known = {
+        n.name: (n.target, n.meta.get(ORIGIN, ""), n.meta.get("stack_trace"))
+        for n in gm.graph.nodes
+        if n.op == "call_function"
+    }
+
+    def op(name: str) -> Op | None:
+        if name not in known:
+            return None
+        target, origin, trace = known[name]
+        # An op is PyTorch's, or of a library; a function may be of a user's pass, and do anything.
+        function = inspect.isfunction(target)
+        made = f", made by {origin}" if origin else ""
+        place = line_of(trace)
+        text = f"{name} ({target.__name__ if function else target}{made})"
+        return Op(text + (f", at {place}" if place else ""), not function)
+
+    return op
 
 
 def _lower(

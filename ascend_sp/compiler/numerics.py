@@ -20,6 +20,7 @@ from ascend_sp.compiler import _pytorch, lockstep
 from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.lockstep import Difference
 from ascend_sp.compiler.rounding import Rounded
+from ascend_sp.compiler.strides import keep_strides
 from ascend_sp.passes.border import Border
 from ascend_sp.passes.context import is_random, source_line
 from ascend_sp.runtime import guards
@@ -78,13 +79,19 @@ class NumericCheck:
     snapshots: list[Snapshot] = field(default_factory=list)
     _passes: tuple[str, ...] = ()
     """Those that changed the program since the last snapshot."""
+    _captured: str = ""
     _code: str = ""
     _runs: int = 0
+
+    def __post_init__(self) -> None:
+        """Make the graph one that runs op by op."""
+        self._captured = self.original.code
+        keep_strides(self.original)
 
     def restart(self, target: str) -> None:
         """The passes run anew, for `target`."""
         self.snapshots.clear()
-        self._passes, self._code, self.target = (), self.original.code, target
+        self._passes, self._code, self.target = (), self._captured, target
 
     def record(self, name: str, gm: fx.GraphModule, border: Border) -> None:
         """Keep the program as `name` left it, if that changed it and it can run."""
@@ -94,7 +101,7 @@ class NumericCheck:
         self._code = now.code
         self._passes += (name,)
         if not gm.graph.find_nodes(op="call_function", target=split_attention):
-            self.snapshots.append(Snapshot(self._passes, now, border))
+            self.snapshots.append(Snapshot(self._passes, keep_strides(now), border))
             self._passes = ()
 
     def wrap(

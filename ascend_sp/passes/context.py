@@ -25,7 +25,12 @@ IMPLEMENTATIONS = "implementations"
 
 def source_line(node: fx.Node) -> str:
     """``file:line: code`` of the user's statement that `node` came from, or ``""``."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return line_of(node.meta.get("stack_trace"))
+
+
+def line_of(stack_trace: str | None) -> str:
+    """The same of what FX keeps in ``meta["stack_trace"]``."""
+    frames = _FRAME.findall(stack_trace or "")
     if not frames:
         return ""
     file, line, code = frames[-1]

@@ -38,7 +38,11 @@ class LoweringError(AscendSPError):
 
 
 class CollectiveError(AscendSPError):
-    """A compiled graph failed while it ran on several ranks."""
+    """A compiled graph failed while it ran on several ranks: in a collective, or nobody knows."""
+
+
+class OpError(AscendSPError):
+    """An op of a compiled graph failed while it ran on several ranks, by itself."""
 
 
 class VerificationError(AscendSPError):

@@ -10,17 +10,17 @@ import hashlib
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
-import torch.distributed as dist
-
-from ascend_sp.runtime._pytorch import Store, group_by_name, store_of, values_of, wait_for
-from ascend_sp.runtime.errors import RankMismatchError, TopologyError
+from ascend_sp.runtime._pytorch import Store, values_of, wait_for
+from ascend_sp.runtime.errors import RankMismatchError
+from ascend_sp.runtime.peers import announce, news, peers_of, store_for, told, words
 from ascend_sp.runtime.topology import Topology
 
-_steps: dict[tuple[str, str, int], Iterator[int]] = defaultdict(itertools.count)
+GAVE_UP = "-"
+"""What a rank puts in the place of its word when it waits for the others no longer."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Step:
     """What the time to wait is called, where a user can set it."""
     hint: str = ""
     """A cause of differences that the facts do not name."""
+    sequence: frozenset[str] = frozenset()
+    """Facts that differ where ranks have sequences of their own, which a smaller degree allows."""
 
     @staticmethod
     def named(doing: str) -> Step:
@@ -53,6 +55,7 @@ COMPILE = Step(
     " (option check_timeout)",
     "\nA model that only some ranks have called before can differ too: by tables that it makes "
     "once, or by sizes that Dynamo has seen change (torch.compiler.reset() forgets those).",
+    frozenset({"inputs", "operations", "program"}),
 )
 ORDER = Step(
     "has compiled its graph",
@@ -62,7 +65,6 @@ ORDER = Step(
     " (option check_timeout)",
 )
 """After all passes: what ranks must do together has to come out the same on all of them."""
-_FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -76,27 +78,6 @@ class Row:
 
     def __str__(self) -> str:
         return self.compared + (f"  at {self.source}" if self.source else "")
-
-
-def find_group(topology: Topology) -> dist.ProcessGroup:
-    """The process group of `topology`.
-
-    Raises:
-        TopologyError: it is gone.
-    """
-    try:
-        return group_by_name(topology.group_name)
-    except Exception as e:
-        raise TopologyError(
-            f"process group {topology.group_name!r} (ranks {list(topology.ranks)}), which this "
-            "graph was compiled for, is gone. Keep the group alive while the model is used; after "
-            "a new init_process_group call torch.compiler.reset() and compile again."
-        ) from e
-
-
-def store_for(topology: Topology) -> Store:
-    """The key-value store of the ranks of `topology`."""
-    return store_of(find_group(topology), "ascend_sp")
 
 
 def exchange(
@@ -114,25 +95,36 @@ def exchange(
     Raises:
         RankMismatchError: ranks did not come; it names them.
     """
-    store = store_for(topology)
-    group = id(find_group(topology))
-    n = next(_steps[step.doing, topology.group_name, group])
+    store, peers = store_for(topology), peers_of(topology)
+    n = next(peers.steps[step.doing])
     keys = [f"{step.doing}/{n}/{r}" for r in range(topology.size)]
-    store.set(keys[topology.rank], word)
+    store.set(keys[topology.rank], f"{peers.greeting()}\n{word}")
     missing = _missing(store, keys, timeout)
-    if missing:
-        who = [topology.ranks[r] for r in missing]
+    said = [] if missing else values_of(store, keys)
+    gone = [r for r, w in enumerate(said) if w == GAVE_UP]
+    if missing or gone:
+        # Who comes later must not take it for granted that this rank goes on.
+        store.set(keys[topology.rank], GAVE_UP)
+        late = f"did not within {timeout:g} s{step.setting}. {step.missing}"
+        early = "did so earlier and waited in vain: this rank came too late."
         text = (
-            f"rank {topology.ranks[topology.rank]} {step.doing} {n}, and rank(s) {who} did not "
-            f"within {timeout:g} s{step.setting}. {step.missing}{more}"
+            f"rank {topology.ranks[topology.rank]} {step.doing} {n}, and rank(s) "
+            f"{[topology.ranks[r] for r in missing or gone]} {late if missing else early}{more}"
         )
-        announce_failure(topology, text)
+        found = news(topology)
+        told(topology, found)
+        # Who waited here like this rank has nothing to add.
+        causes = {r: f for r, f in found.items() if f.at != (step.doing, n)}
+        text = "\n".join([text, *words(causes)])
+        announce(topology, (step.doing, n), text)
         raise RankMismatchError(text)
-    words = values_of(store, keys)
     if n:
         # All have come here, so nobody still reads what was said the last time.
         store.delete_key(f"{step.doing}/{n - 1}/{topology.rank}")
-    return words
+    parts = [w.partition("\n") for w in said]
+    for r, (greeting, _, _) in enumerate(parts):
+        peers.greeted(r, greeting)
+    return [text for _, _, text in parts]
 
 
 def agree(
@@ -159,24 +151,18 @@ def agree(
         return
     own = f" This rank's inputs: {facts['inputs']}." if "inputs" in facts else ""
     words = exchange(topology, json.dumps(facts, default=str), timeout, step, own)
-    differences = _differences([json.loads(w) for w in words], topology)
+    each = [json.loads(w) for w in words]
+    differences = _differences(each, topology)
     if differences:
         if rows is not None:
             differences += _first_difference(topology, rows(), timeout, step)
         text = "\n".join(
             [f"the ranks of group {topology.group_name!r} {step.differing}:", *differences]
         )
-        fail(topology, text + step.hint)
-
-
-def fail(topology: Topology, text: str) -> NoReturn:
-    """Leave word, and raise; for differences that every rank has seen.
-
-    Raises:
-        RankMismatchError: always.
-    """
-    announce_failure(topology, text)
-    raise RankMismatchError(text)
+        # Nobody waits for a word of it: all ranks have come here, and see the same.
+        names = {name for name in facts if len({json.dumps(f.get(name)) for f in each}) > 1}
+        hint = agreeing_groups(topology, words) if names <= step.sequence else ""
+        raise RankMismatchError(text + (hint or step.hint))
 
 
 def _missing(store: Store, keys: list[str], timeout: float) -> list[int]:
@@ -191,6 +177,26 @@ def by_value(topology: Topology, values: Sequence[str]) -> dict[str, list[int]]:
     for rank, value in zip(topology.ranks, values, strict=True):
         out[value].append(rank)
     return dict(out)
+
+
+def agreeing_groups(topology: Topology, values: Sequence[str]) -> str:
+    """A hint at a smaller degree, if ranks agree in groups of one size; else empty."""
+    groups = list(by_value(topology, values).values())
+    degree = len(groups[0])
+    if degree == 1 or len(groups) == 1 or any(len(g) != degree for g in groups):
+        return ""
+    # A degree takes ranks that follow each other.
+    in_a_row = all(g == list(range(g[0], g[0] + degree)) and g[0] % degree == 0 for g in groups)
+    way = (
+        f"compile with degree={degree} (ASCEND_SP_DEGREE={degree})"
+        if in_a_row
+        else "give each its DeviceMesh (option mesh)"
+    )
+    said = ", ".join(map(str, groups))
+    return (
+        f"\nThe ranks of each of these groups agree: {said}. If each group has a sequence of its "
+        f"own, {way}."
+    )
 
 
 def _first_difference(topology: Topology, rows: list[Row], timeout: float, step: Step) -> list[str]:
@@ -230,20 +236,3 @@ def _differences(each: list[dict[str, Any]], topology: Topology) -> list[str]:
         if len(values) > 1:
             out += [f"  {name}{where} on rank(s) {r}: {v[:600]}" for v, r in values.items()]
     return out
-
-
-def announce_failure(topology: Topology, text: str) -> None:
-    """Leave word for ranks that wait for this one in a collective."""
-    try:
-        store_for(topology).set(_FAILED, text)
-    except Exception:  # the store may be what failed
-        return
-
-
-def word_of_failure(topology: Topology) -> str:
-    """What a rank that failed said of it; empty if none did."""
-    try:
-        store = store_for(topology)
-        return store.get(_FAILED).decode() if store.check([_FAILED]) else ""
-    except Exception:
-        return ""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ascend_sp.runtime import guards
 from ascend_sp.runtime._pytorch import without_modes
+from ascend_sp.runtime.errors import RankMismatchError
 from ascend_sp.runtime.topology import Topology
 
 ELEMENTS = 1 << 22
@@ -103,7 +104,8 @@ def compare(
     # All ranks have seen that, so all of them come here, and tell which.
     details = guards.Step.named("tells which inputs it has")
     each = [json.loads(w) for w in guards.exchange(topology, json.dumps(rows), timeout, details)]
-    guards.fail(topology, _report(topology, name, each))
+    text = _report(topology, name, each)
+    raise RankMismatchError(text + guards.agreeing_groups(topology, words))
 
 
 def _report(topology: Topology, name: str, each: list[list[list[Any]]]) -> str:

@@ -1,26 +1,22 @@
-"""A rank that dies or stalls during a run: the others say where they waited, and for whom.
+"""A run that fails: every rank says what failed, where, and which ranks are missing.
 
 Nothing is noted while all goes well, so a run costs nothing more. A rank whose run fails leaves in
 the group's store where it stopped, and looks for a moment who else did: those who did not are what
-it waited for. Which collective that was is read off the traceback, where there is one.
+it waited for. An op that fails has nothing to do with other ranks, and its error says so.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import linecache
-import re
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
-from ascend_sp.runtime import guards
-from ascend_sp.runtime._pytorch import Store
-from ascend_sp.runtime.errors import AscendSPError, CollectiveError
+from ascend_sp.runtime import peers, stopped
+from ascend_sp.runtime.errors import AscendSPError, CollectiveError, OpError
+from ascend_sp.runtime.peers import At, Failure
+from ascend_sp.runtime.stopped import Program, Where
 from ascend_sp.runtime.topology import Topology
 
 PATIENCE = 3.0
@@ -28,49 +24,63 @@ PATIENCE = 3.0
 
 Ranks in one collective fail nearly at once: all have waited for the same time.
 """
-Calls: TypeAlias = "Sequence[tuple[str, str]]"
-"""Starts and waits of a program in order: name of the op, and which collective in words."""
-
-_CALL = re.compile(r"_c10d_functional\.(\w+)\b")
 
 
 def guarded(
-    run: Callable[[list[Any]], Sequence[Any]], topology: Topology, name: str, calls: Calls = ()
+    run: Callable[[list[Any]], Sequence[Any]],
+    topology: Topology,
+    name: str,
+    program: Program,
 ) -> Callable[[list[Any]], Sequence[Any]]:
-    """`run`, with errors that say which graph, collective and group failed, and who is missing.
+    """`run`, with errors that say which graph, op or collective failed, and who is missing.
 
     Args:
         run: the program of one rank.
         topology: its group; `run` itself is returned for P = 1.
         name: what to call the program.
-        calls: the collectives in it, in the order in which it starts and awaits them.
+        program: what is in it.
     """
     if topology.size == 1:
         return run
     numbers = itertools.count()
 
     def guarded_run(args: list[Any]) -> Sequence[Any]:
-        guards.find_group(topology)
+        known = peers.peers_of(topology)
         number = next(numbers)
+        joint = known.begin() if program.calls else 0
         try:
-            return run(args)
+            out = run(args)
         except AscendSPError:
             raise
-        except RuntimeError as e:
-            rank = topology.ranks[topology.rank]
-            where = _place(e.__traceback__, calls)
-            text = str(e)
-            found = _bounded(lambda: _tell(topology, name, number, where, text))
-            raise CollectiveError(
-                f"{name} failed on rank {rank} of ranks {list(topology.ranks)}, in its run "
-                f"{number}: {text}\n{where or _unknown(calls)}\n{found}"
-            ) from e
+        except Exception as e:
+            where = stopped.where(e.__traceback__, program)
+            raise _error(topology, (name, number), where, program, e) from e
+        if joint:
+            known.complete(joint)
+        return out
 
     return guarded_run
 
 
-def _unknown(calls: Calls) -> str:
-    starts = [text for op, text in calls if op != "wait_tensor"]
+def _error(
+    topology: Topology, at: At, where: Where, program: Program, e: Exception
+) -> AscendSPError:
+    """What to raise for `e`, after the others have been told."""
+    own = str(e) or type(e).__name__
+    words: list[str] = []
+    found = _bounded(lambda: _tell(topology, at, where, own, words))
+    name, number = at
+    rank = topology.ranks[topology.rank]
+    head = f"{name} failed on rank {rank} of ranks {list(topology.ranks)}, in its run {number}"
+    # The cause goes first, if it is another rank's.
+    first = [f"{head}.", *words, f"This rank: {own}"] if words else [f"{head}: {own}"]
+    unknown = "" if where.collective or where.itself else _unknown(program)
+    text = "\n".join(line for line in (*first, where.text, unknown, found) if line)
+    return OpError(text) if where.itself else CollectiveError(text)
+
+
+def _unknown(program: Program) -> str:
+    starts = program.starts
     if not starts:
         return "The graph has no collectives."
     return (
@@ -79,75 +89,58 @@ def _unknown(calls: Calls) -> str:
     )
 
 
-def _place(tb: TracebackType | None, calls: Calls) -> str:
-    """The collective that the traceback ends in, in words; empty if it does not show one.
+def _tell(topology: Topology, at: At, where: Where, error: str, words: list[str]) -> str:
+    """Leave word that this rank's run stopped; what is known of the others.
 
-    Both Inductor's wrapper and FX's code are Python text with a line for each collective, in the
-    program's order; so the line tells which one it is.
+    What they say of the cause goes to `words`.
     """
-    for frame, line in reversed(list(traceback.walk_tb(tb))):
-        file, code = frame.f_code.co_filename, frame.f_globals
-        here = _CALL.search(linecache.getline(file, line, code))
-        if here is None:
-            continue
-        first = frame.f_code.co_firstlineno
-        texts = [linecache.getline(file, n, code) for n in range(first, line + 1)]
-        names = [m[1] for t in texts if not t.lstrip().startswith("#") for m in _CALL.finditer(t)]
-        op = here[1]
-        same = [text for name, text in calls if name == op.rstrip("_")]
-        count = names.count(op)
-        if 0 < count <= len(same):
-            does = "waited for the result of" if op == "wait_tensor" else "started"
-            order = [text for name, text in calls if name != "wait_tensor"]
-            return (
-                f"It {does} collective {order.index(same[count - 1]) + 1} of {len(order)}: "
-                f"{same[count - 1]}."
-            )
-    return ""
-
-
-def _tell(topology: Topology, name: str, number: int, where: str, error: str) -> str:
-    """Leave word that this rank's run stopped; what is known of the others."""
-    store = guards.store_for(topology)
-    keys = {g: f"stopped/{r}" for r, g in enumerate(topology.ranks)}
     rank = topology.ranks[topology.rank]
-    own = {"graph": name, "run": number, "where": where}
-    store.set(keys[rank], json.dumps(own))
-    word = guards.word_of_failure(topology)
-    if not where and not word:
-        # Nothing shows that it waited: this may be the first rank that failed.
-        guards.announce_failure(topology, f"rank {rank} failed in {name}, run {number}: {error}")
-    others = {g: k for g, k in keys.items() if g != rank}
-    said: dict[int, dict[str, Any]] = {}
-    end = time.monotonic() + (0.5 if word else PATIENCE)
+    others = [r for r in topology.ranks if r != rank]
+    found = peers.news(topology, at)
+    name, number = at
+    # What shows that it waited has its cause elsewhere; else this may be the first that failed.
+    waited = where.collective or (not where.itself and bool(peers.words(found)))
+    word = f"rank {rank} failed in {name}, run {number}: {error}"
+    word = "" if waited else "\n".join(line for line in (word, where.text) if line)
+    peers.leave(topology, Failure(name, number, word, where.text))
+    end = time.monotonic() + (0.5 if peers.words(found) else PATIENCE)
     while time.monotonic() < end:
-        said = {g: json.loads(text) for g, k in others.items() if (text := _get(store, k))}
-        if all((s["graph"], s["run"]) == (name, number) for s in said.values()) and len(
-            said
-        ) == len(others):
+        found = peers.news(topology, at)
+        if len(found) == len(others) and all(f.at == at for f in found.values()):
             break
         time.sleep(0.05)
+    peers.told(topology, found)
+    alike = [r for r, f in found.items() if f.at == at and f.where == where.text]
+    differ = {r: f for r, f in found.items() if r not in alike}
     lines = []
-    for g, s in said.items():
-        if (s["graph"], s["run"]) != (name, number):
-            lines.append(f"Rank {g} stopped in {s['graph']}, run {s['run']}: another one.")
-        elif s["where"] != where:
-            lines.append(f"Rank {g} stopped in the same run. {s['where'] or 'Where is unknown.'}")
-    silent = sorted(set(others) - set(said))
-    if silent:
+    for r, f in differ.items():
+        if f.at != at:
+            lines.append(f"Rank {r} stopped in {f.name}, run {f.number}: another one.")
+        else:
+            lines.append(f"Rank {r} stopped in the same run. {f.where or 'Where is unknown.'}")
+    silent = [r for r in others if r not in found]
+    if silent and where.itself:
+        lines.append(f"Rank(s) {silent} did not say that they stopped: they may wait for this one.")
+    elif silent:
         lines.append(
             f"Rank(s) {silent} did not say that they stopped: they died, stall, or took another "
             "path. Look at their output first."
         )
-    elif not lines:
-        lines.append("All other ranks stopped at the same place: the network between them failed.")
-    word = word or guards.word_of_failure(topology)
-    lines.append(f"A rank left word: {word}" if word else "No rank left word why.")
+    elif not differ:
+        lines.append(_all_alike(where))
+    if not where.itself:
+        words += peers.words(differ if where.text else found)
+        if not words:
+            lines.append("No rank left word why.")
     return "\n".join(lines)
 
 
-def _get(store: Store, key: str) -> str:
-    return store.get(key).decode() if store.check([key]) else ""
+def _all_alike(where: Where) -> str:
+    if where.collective:
+        return "All other ranks stopped at the same place: the network between them failed."
+    if where.itself:
+        return "All other ranks stopped there, too: it is an error of this op, not of the network."
+    return "All other ranks stopped in the same run; whether an op or the network, is not known."
 
 
 def _bounded(ask: Callable[[], str]) -> str:

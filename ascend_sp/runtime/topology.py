@@ -85,7 +85,10 @@ def sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
         TopologyError: it is not a mesh, or it is not clear which dim.
     """
     if not isinstance(mesh, DeviceMesh):
-        raise TopologyError(f"mesh must be a torch DeviceMesh, not {type(mesh).__name__}.")
+        raise TopologyError(
+            f"mesh must be a torch DeviceMesh, not {type(mesh).__name__}. Of a ProcessGroup, "
+            "DeviceMesh.from_group(group, device_type) makes one."
+        )
     if mesh.ndim == 1:
         return mesh
     names = mesh.mesh_dim_names or ()

@@ -9,17 +9,20 @@ from torch import fx
 
 from ascend_sp.compiler._pytorch import profiling
 from ascend_sp.compiler.ranges import Interpreter, names
+from ascend_sp.compiler.strides import keep_strides
 from ascend_sp.compiler.targets.base import Runnable, Target
 
 
 def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]) -> Runnable:
     """Run the ATen ops one by one."""
+    keep_strides(gm)
     named = names(gm)
 
     def run(args: list[Any]) -> Sequence[Any]:
         values = tuple(args)
         args.clear()
-        return Interpreter(gm, named).run(*values) if profiling() else gm(*values)
+        # Called as a module, a graph prints what fails in it, and may drop the traceback.
+        return Interpreter(gm, named).run(*values) if profiling() else gm.forward(*values)
 
     return run
 
