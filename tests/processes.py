@@ -24,6 +24,7 @@ PRELOAD = [
     "ascend_sp",
     "torch._inductor.compile_fx",
     "torch._dynamo.utils",
+    "instruction_sets",
 ]
 
 
