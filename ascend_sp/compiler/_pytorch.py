@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import fx
+from torch._decomp import get_decompositions
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed
@@ -105,7 +106,10 @@ def to_aten(
     inputs: Sequence[Any],
     compile_graph: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
 ) -> Callable[..., Any]:
-    """Trace a Dynamo graph to functional ATen without decompositions, for inference.
+    """Trace a Dynamo graph to functional ATen for inference, of its ops none decomposed.
+
+    Decomposed is ``out_dtype``, as Inductor does it: a higher-order op by which torchao multiplies
+    8-bit integers on all but CPUs, and for which no rule could stand.
 
     `compile_graph` gets the ATen graph and its fake inputs, and returns a boxed callable. Aliased
     and mutated inputs are taken care of around it. It runs once more if PyTorch restarts the trace
@@ -116,7 +120,12 @@ def to_aten(
         raise AssertionError("a graph that needs gradients got past the check in front")
 
     boxed = _boxed(compile_graph)
-    return aot_autograd(fw_compiler=training, inference_compiler=boxed)(gm, _of_one_mode(inputs))
+    trace = aot_autograd(
+        fw_compiler=training,
+        inference_compiler=boxed,
+        decompositions=get_decompositions([torch.ops.higher_order.out_dtype]),
+    )
+    return trace(gm, _of_one_mode(inputs))
 
 
 def _of_one_mode(inputs: Sequence[Any]) -> list[Any]:
