@@ -24,15 +24,18 @@ from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.autograd import profiler
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
     "BackendCompilerFailed",
     "DataDependentOutputException",
     "FakeTensorMode",
+    "behaves_as_tensor",
     "copy_of",
     "count",
     "debug_dir",
     "graph_breaks",
+    "has_parts",
     "input_sources",
     "join_group",
     "named_inputs",
@@ -55,6 +58,24 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     graph.output(output[0])
     graph.output_node().meta.update(output[1].meta)
     return fx.GraphModule(gm, graph)
+
+
+def has_parts(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is of a class that can be taken apart into tensors, and made of them."""
+    return is_traceable_wrapper_subclass(tensor)
+
+
+def behaves_as_tensor(tensor: torch.Tensor) -> bool:
+    """Whether PyTorch's ops do with `tensor` what they do with every other one."""
+    kind = type(tensor)
+    if issubclass(kind, FakeTensor):
+        return True
+    function, usual = (
+        getattr(k.__torch_function__, "__func__", None) for k in (kind, torch.Tensor)
+    )
+    disabled = kind.__torch_function__ is torch._C._disabled_torch_function_impl
+    own_function = not disabled and function is not usual
+    return not own_function and kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
 def graph_breaks() -> dict[str, int]:
