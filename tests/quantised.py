@@ -26,6 +26,9 @@ class Int8Weight(Tensor):
         made.values, made.scale = values, scale
         return made
 
+    def __repr__(self, **_: Any) -> str:
+        return f"Int8Weight({tuple(self.shape)})"  # PyTorch 2.10 and 2.11 put it into an error text
+
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["values", "scale"], None
 

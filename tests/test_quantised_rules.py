@@ -70,11 +70,14 @@ for _name in ("_weight_int8pack_mm", "_weight_int4pack_mm_for_cpu"):
 
 
 @op(str(aten._scaled_mm.default._schema))
-def scaled_mm(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def scaled_mm(
+    x: Tensor, weight: Tensor, scale_a: Tensor, scale_b: Tensor, *, out_dtype: torch.dtype
+) -> Tensor:
     # Eight bits only here: index_fill, which makes padding, has no kernel for them. The weight
-    # lies column by column, as kernels want it.
-    eight = torch.float8_e4m3fn
-    return aten._scaled_mm(x.to(eight), weight.t().contiguous().to(eight).t(), *args, **kwargs)
+    # lies column by column, as kernels want it. Scales of rows are PyTorch 2.12 and newer on CPUs.
+    a, b = (t.to(torch.float8_e4m3fn) for t in (x, weight.t().contiguous()))
+    one = torch.ones(())
+    return aten._scaled_mm(a, b.t(), one, one, out_dtype=out_dtype) * scale_a * scale_b
 
 
 # What the others compute

@@ -40,6 +40,7 @@ __all__ = [
     "join_group",
     "named_inputs",
     "not_compiled",
+    "of_parts",
     "profiling",
     "recompilation",
     "static_input_indices",
@@ -63,6 +64,18 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
 def has_parts(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is of a class that can be taken apart into tensors, and made of them."""
     return is_traceable_wrapper_subclass(tensor)
+
+
+def of_parts(tensor: torch.Tensor, convert: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A tensor of the same class, each part of it by `convert`; a parameter if `tensor` is one."""
+    names, more = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    parts = {name: convert(getattr(tensor, name)) for name in names}
+    rebuild = type(tensor).__tensor_unflatten__  # type: ignore[attr-defined]
+    made = rebuild(parts, more, tensor.shape, tensor.stride())
+    if not isinstance(tensor, torch.nn.Parameter):
+        return made
+    # A mark on it, since its class is its own.
+    return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
 
 
 def behaves_as_tensor(tensor: torch.Tensor) -> bool:
@@ -152,14 +165,20 @@ def to_aten(
 def _of_one_mode(inputs: Sequence[Any]) -> list[Any]:
     """`inputs`, the fake ones in the mode of this trace; they may be of the mode of `explain`.
 
-    PyTorch 2.10 refuses the latter; 2.11 and newer do just this by themselves.
+    PyTorch 2.10 refuses the latter; 2.11 and newer do just this by themselves, and from 2.12 on
+    for the parts of a tensor, too.
     """
     mode = TracingContext.get().fake_mode
     assert mode is not None
-    return [
-        mode.from_tensor(x) if isinstance(x, FakeTensor) and x.fake_mode is not mode else x
-        for x in inputs
-    ]
+
+    def of_this(x: Any) -> Any:
+        if isinstance(x, torch.Tensor) and has_parts(x):
+            inner = {name: getattr(x, name) for name in x.__tensor_flatten__()[0]}  # type: ignore[attr-defined]
+            return x if all(of_this(t) is t for t in inner.values()) else of_parts(x, of_this)
+        foreign = isinstance(x, FakeTensor) and x.fake_mode is not mode
+        return mode.from_tensor(x) if foreign else x
+
+    return [of_this(x) for x in inputs]
 
 
 def _boxed(

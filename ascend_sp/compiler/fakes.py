@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ascend_sp.compiler._pytorch import FakeTensorMode, behaves_as_tensor, has_parts
+from ascend_sp.compiler._pytorch import FakeTensorMode, behaves_as_tensor, has_parts, of_parts
 from ascend_sp.runtime.errors import AscendSPError
 
 
@@ -49,11 +49,7 @@ def twins(mode: FakeTensorMode, device: str, *values: Any) -> tuple[Any, ...]:
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         if has_parts(tensor):
-            names, more = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-            parts = {name: fake(getattr(tensor, name)) for name in names}
-            rebuild = type(tensor).__tensor_unflatten__  # type: ignore[attr-defined]
-            whole = rebuild(parts, more, tensor.shape, tensor.stride())
-            return _as(tensor, whole)
+            return of_parts(tensor, fake)
         _refuse_unknown(tensor)
         on = device if tensor.device.type == "meta" else tensor.device
         with mode:
@@ -72,13 +68,6 @@ def twins(mode: FakeTensorMode, device: str, *values: Any) -> tuple[Any, ...]:
                 f"explain works on a copy of the model without numbers, and cannot make one: {e}. "
                 "Give it the module itself, as it is before hooks or wrappers are put on it."
             ) from e
-
-
-def _as(tensor: torch.Tensor, copied: torch.Tensor) -> torch.Tensor:
-    """`copied`, a parameter if `tensor` is one: by a mark on it, since its class is its own."""
-    if not isinstance(tensor, nn.Parameter):
-        return copied
-    return nn.Parameter(copied, requires_grad=tensor.requires_grad)
 
 
 def _refuse_unknown(tensor: torch.Tensor) -> None:
