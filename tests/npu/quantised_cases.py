@@ -22,6 +22,15 @@ NUMBER = {torch.int8: 1, torch.int32: 3, HALF: 5, torch.bfloat16: 15}
 # What the ops compute, by their documents
 
 
+def dynamic_quant_of(
+    x: Tensor, *, smooth_scales: Tensor | None = None, quant_mode: str = "pertoken"
+) -> Any:
+    if quant_mode == "pertoken":
+        return quantised.dynamic_quant(x, smooth_scales=smooth_scales)
+    y, scale = quantised.dynamic_quant(x.reshape(1, -1))
+    return y.view(x.shape), scale
+
+
 def dynamic_quant_asymmetric(x: Tensor, *, smooth_scales: Tensor | None = None) -> Any:
     wide = x.float() if smooth_scales is None else x.float() * smooth_scales.float()
     high, low = wide.amax(-1), wide.amin(-1)
@@ -93,6 +102,7 @@ def quant_matmul_gelu(
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "npu::npu_dynamic_quant": dynamic_quant_of,
     "npu::npu_dynamic_quant_asymmetric": dynamic_quant_asymmetric,
     "npu::npu_gelu_quant": gelu_quant,
     "npu::npu_dequant_bias": dequant_bias,
@@ -135,10 +145,10 @@ def quant_matmul(g: Draw, op: Any) -> Any:
     b, m, k, n = g.shape(4)
     batched = g.flag()
     x = drawn(g, *([b] if batched else []), m, k, dtype=torch.int8)
-    own = batched and g.flag()
+    own = g.flag()  # the batch may be the weight's only
     w = weight(g, x, *([b] if own else []), k, n)
     out = g.pick(torch.int8, torch.int32, HALF, HALF, torch.bfloat16)
-    bias = whole(g, *g.pick([n], [b, 1, n] if batched else [1, n]), dtype=torch.int32)
+    bias = whole(g, *g.pick([n], [b, 1, n] if batched or own else [1, n]), dtype=torch.int32)
     more: dict[str, Any] = {"output_dtype": NUMBER[out], **optional(g, bias=bias)}
     if out in (HALF, torch.bfloat16) and g.pick(True, True, False):
         more["pertoken_scale"] = positive(g.other(m))
@@ -179,8 +189,9 @@ def weight_quant_matmul(g: Draw, op: Any) -> Any:
 def dynamic_quant(g: Draw, op: Any) -> Any:
     shape = g.shape(g.pick(2, 3, 3))
     x = of(g.tensor(*shape))
-    smooth = optional(g, smooth_scales=whole(g, shape[-1]))
-    return (x,), smooth
+    if op is torch.ops.npu.npu_dynamic_quant.default and g.pick(False, False, True):
+        return (x,), {"quant_mode": "pertensor"}
+    return (x,), optional(g, smooth_scales=whole(g, shape[-1]))
 
 
 def activation(g: Draw, op: Any) -> Any:
