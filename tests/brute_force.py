@@ -64,7 +64,9 @@ def cut(x: Tensor, placement: Placement, rank: int, world: int, padding: float =
     index = torch.tensor(positions(placement, rank, world), dtype=torch.long)
     out = x.index_select(placement.dim, index.clamp(min=0))
     if not (x.is_floating_point() or x.is_complex()) and padding != 0:
-        padding = 1 if x.dtype == torch.bool else -(10**6)
+        padding = 1 if x.dtype == torch.bool else max(-(10**6), torch.iinfo(x.dtype).min)
+    elif x.is_floating_point():
+        padding = max(padding, torch.finfo(x.dtype).min)
     return out.index_fill(placement.dim, (index < 0).nonzero().flatten(), padding)
 
 

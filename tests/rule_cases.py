@@ -168,6 +168,12 @@ def _(g: Draw, op: Any) -> Any:
     return two(g, [m, k], [k, n])
 
 
+@case(aten._int_mm.default)
+def _(g: Draw, op: Any) -> Any:
+    m, k, n = g.shape(3)
+    return tuple(Placed(x.tensor.to(torch.int8), x.placement) for x in two(g, [m, k], [k, n]))
+
+
 @case(aten.bmm.default)
 def _(g: Draw, op: Any) -> Any:
     b, m, k, n = g.shape(4)

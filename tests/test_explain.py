@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 import ascend_sp
 import ascend_sp.explain as command
+from ascend_sp.compiler._pytorch import FakeTensorMode
+from ascend_sp.compiler.fakes import twins
 from models import flux, flux_inputs, wan
+from quantised import Int8Weight, quantise
 from simulator import capture, compile_rank
 from toy import SelfAttention
 
+INT_MM = torch.ops.aten._int_mm.default
 RECIPES = Path(__file__).parent.parent / "examples/explain_inputs.py"
 
 
@@ -57,6 +61,76 @@ def test_it_says_what_a_compile_does() -> None:
     out = io.StringIO()
     found.show(out)
     assert "8 all-to-alls" in out.getvalue()
+
+
+def test_weights_of_a_class_of_their_own_stay_what_they_are(tmp_path: Path) -> None:
+    model, inputs = quantise(flux(1, 1, 3)), flux_inputs(1, 17, 7)
+    options = {"ranks": 2, "device": "cpu", "strategy": "separate", "dump_dir": str(tmp_path)}
+    found = ascend_sp.explain(model, **inputs, explain_options=options)
+    (report,) = found.reports
+    captured = capture(lambda **k: model(**k)[0], **inputs)
+    program, _ = compile_rank(captured, 0, 2, ascend_sp.Config(strategy="separate"))
+    from ascend_sp.compiler.report import collectives
+
+    said = [(row["op"], row["bytes"]) for row in report.collectives]
+    assert said == [(row["op"], row["bytes"]) for row in collectives(program)]
+    (code,) = tmp_path.glob("graph_*/rank_0/00_captured.py")
+    products = len(captured.gm.graph.find_nodes(op="call_function", target=INT_MM))
+    linears = sum(isinstance(m, nn.Linear) for m in model.modules())
+    assert code.read_text().count("aten._int_mm.default(") == products == linears
+    assert all(type(m.weight) is Int8Weight for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def test_a_parameter_of_a_class_of_its_own_is_copied_as_one() -> None:
+    first = quantise(nn.Sequential(nn.Linear(4, 3)))[0]
+    first.tied = first.weight
+    with torch.device("meta"):
+        nowhere = Int8Weight(torch.empty(3, 4, dtype=torch.int8), torch.empty(3))
+    mode = FakeTensorMode()
+    copied, there = twins(mode, "cpu", first, nowhere)
+    assert copied.weight is copied.tied and isinstance(copied.weight, nn.Parameter)
+    assert not copied.weight.requires_grad and "weight" in dict(copied.named_parameters())
+    for weight in (copied.weight, there):
+        assert type(weight) is Int8Weight and weight.shape == (3, 4)
+        assert weight.values.fake_mode is weight.scale.fake_mode is mode
+        assert weight.device == weight.values.device == torch.device("cpu")
+    assert copied.weight.values.dtype == torch.int8
+
+
+class Opaque(nn.Parameter):
+    """It has ops of its own, and does not tell what is in it."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class OpaqueTensor(Tensor):
+    """The same by dispatch."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Named(Tensor):
+    """A class that changes nothing."""
+
+
+def test_a_weight_that_does_not_tell_what_is_in_it_is_refused() -> None:
+    model = SelfAttention(12, 3)
+    linear = model.blocks[1].mlp[0]
+    weight = linear.weight
+    x = torch.randn(1, 5, 12)
+    linear.weight = Opaque(weight.detach())
+    with pytest.raises(ascend_sp.AscendSPError, match=r"test_explain\.Opaque.*before its weights"):
+        ascend_sp.explain(model, x)
+    linear.weight = weight
+    with pytest.raises(ascend_sp.AscendSPError, match=r"test_explain\.OpaqueTensor: the class has"):
+        ascend_sp.explain(model, x.as_subclass(OpaqueTensor))
+    linear.weight = nn.Parameter(weight.detach().as_subclass(Named))
+    (report,) = ascend_sp.explain(model, x).reports
+    assert not report.whole
 
 
 def test_attention_to_keys_that_all_ranks_have_counts_as_split() -> None:

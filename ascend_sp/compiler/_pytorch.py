@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import fx
+from torch._decomp import get_decompositions
 from torch._dispatch.python import no_python_dispatcher
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.eval_frame import OptimizedModule
@@ -25,6 +26,7 @@ from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.autograd import profiler
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ascend_sp.runtime._pytorch import without_modes
 
@@ -32,15 +34,18 @@ __all__ = [
     "BackendCompilerFailed",
     "DataDependentOutputException",
     "FakeTensorMode",
+    "behaves_as_tensor",
     "compiled_kernels",
     "copy_of",
     "count",
     "debug_dir",
     "graph_breaks",
+    "has_parts",
     "input_sources",
     "join_group",
     "named_inputs",
     "not_compiled",
+    "of_parts",
     "profiling",
     "recompilation",
     "static_input_indices",
@@ -70,6 +75,36 @@ def compiled_kernels() -> Iterator[None]:
     """
     with without_modes(), no_python_dispatcher():
         yield
+
+
+def has_parts(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is of a class that can be taken apart into tensors, and made of them."""
+    return is_traceable_wrapper_subclass(tensor)
+
+
+def of_parts(tensor: torch.Tensor, convert: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A tensor of the same class, each part of it by `convert`; a parameter if `tensor` is one."""
+    names, more = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    parts = {name: convert(getattr(tensor, name)) for name in names}
+    rebuild = type(tensor).__tensor_unflatten__  # type: ignore[attr-defined]
+    made = rebuild(parts, more, tensor.shape, tensor.stride())
+    if not isinstance(tensor, torch.nn.Parameter):
+        return made
+    # A mark on it, since its class is its own.
+    return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+
+
+def behaves_as_tensor(tensor: torch.Tensor) -> bool:
+    """Whether PyTorch's ops do with `tensor` what they do with every other one."""
+    kind = type(tensor)
+    if issubclass(kind, FakeTensor):
+        return True
+    function, usual = (
+        getattr(k.__torch_function__, "__func__", None) for k in (kind, torch.Tensor)
+    )
+    disabled = kind.__torch_function__ is torch._C._disabled_torch_function_impl
+    own_function = not disabled and function is not usual
+    return not own_function and kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
 def graph_breaks() -> dict[str, int]:
@@ -121,7 +156,10 @@ def to_aten(
     inputs: Sequence[Any],
     compile_graph: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
 ) -> Callable[..., Any]:
-    """Trace a Dynamo graph to functional ATen without decompositions, for inference.
+    """Trace a Dynamo graph to functional ATen for inference, of its ops none decomposed.
+
+    Decomposed is ``out_dtype``, as Inductor does it: a higher-order op by which torchao multiplies
+    8-bit integers on all but CPUs, and for which no rule could stand.
 
     `compile_graph` gets the ATen graph and its fake inputs, and returns a boxed callable. Aliased
     and mutated inputs are taken care of around it. It runs once more if PyTorch restarts the trace
@@ -132,20 +170,31 @@ def to_aten(
         raise AssertionError("a graph that needs gradients got past the check in front")
 
     boxed = _boxed(compile_graph)
-    return aot_autograd(fw_compiler=training, inference_compiler=boxed)(gm, _of_one_mode(inputs))
+    trace = aot_autograd(
+        fw_compiler=training,
+        inference_compiler=boxed,
+        decompositions=get_decompositions([torch.ops.higher_order.out_dtype]),
+    )
+    return trace(gm, _of_one_mode(inputs))
 
 
 def _of_one_mode(inputs: Sequence[Any]) -> list[Any]:
     """`inputs`, the fake ones in the mode of this trace; they may be of the mode of `explain`.
 
-    PyTorch 2.10 refuses the latter; 2.11 and newer do just this by themselves.
+    PyTorch 2.10 refuses the latter; 2.11 and newer do just this by themselves, and from 2.12 on
+    for the parts of a tensor, too.
     """
     mode = TracingContext.get().fake_mode
     assert mode is not None
-    return [
-        mode.from_tensor(x) if isinstance(x, FakeTensor) and x.fake_mode is not mode else x
-        for x in inputs
-    ]
+
+    def of_this(x: Any) -> Any:
+        if isinstance(x, torch.Tensor) and has_parts(x):
+            inner = {name: getattr(x, name) for name in x.__tensor_flatten__()[0]}  # type: ignore[attr-defined]
+            return x if all(of_this(t) is t for t in inner.values()) else of_parts(x, of_this)
+        foreign = isinstance(x, FakeTensor) and x.fake_mode is not mode
+        return mode.from_tensor(x) if foreign else x
+
+    return [of_this(x) for x in inputs]
 
 
 def _boxed(

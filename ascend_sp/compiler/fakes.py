@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ascend_sp.compiler._pytorch import FakeTensorMode
+from ascend_sp.compiler._pytorch import FakeTensorMode, behaves_as_tensor, has_parts, of_parts
 from ascend_sp.runtime.errors import AscendSPError
 
 
@@ -35,6 +36,8 @@ class _Copying(TorchFunctionMode):
 def twins(mode: FakeTensorMode, device: str, *values: Any) -> tuple[Any, ...]:
     """Deep copies of `values` with fake tensors; what is shared between them stays shared.
 
+    A tensor of a class that tells its parts (quantised weights do) stays of that class.
+
     Args:
         mode: the mode that the tensors belong to.
         device: where tensors of the ``meta`` device are said to be; others keep their device.
@@ -45,10 +48,18 @@ def twins(mode: FakeTensorMode, device: str, *values: Any) -> tuple[Any, ...]:
     """
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if has_parts(tensor):
+            return of_parts(tensor, fake)
+        _refuse_unknown(tensor)
         on = device if tensor.device.type == "meta" else tensor.device
         with mode:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=on)
 
+    for value in values:
+        if isinstance(value, nn.Module):
+            # Parameters copy themselves by what they hold, which does not know their class.
+            for tensor in (*value.parameters(), *value.buffers()):
+                _refuse_unknown(tensor)
     with _Copying(fake):
         try:
             return copy.deepcopy(values)
@@ -57,3 +68,17 @@ def twins(mode: FakeTensorMode, device: str, *values: Any) -> tuple[Any, ...]:
                 f"explain works on a copy of the model without numbers, and cannot make one: {e}. "
                 "Give it the module itself, as it is before hooks or wrappers are put on it."
             ) from e
+
+
+def _refuse_unknown(tensor: torch.Tensor) -> None:
+    """Raise for a tensor whose class does something that a tensor with its shape would not."""
+    if behaves_as_tensor(tensor) or has_parts(tensor):
+        return
+    kind = type(tensor)
+    raise AscendSPError(
+        f"explain works on a copy of the model without numbers, and cannot make one of a "
+        f"{kind.__module__}.{kind.__qualname__}: the class has ops of its own, but not "
+        "__tensor_flatten__ and __tensor_unflatten__, which would tell what it holds. Explain the "
+        "model before its weights are converted to that class; or compile it on the devices, with "
+        "dump_dir, which writes the same report."
+    )

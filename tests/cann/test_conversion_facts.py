@@ -276,3 +276,17 @@ def test_npugraph_ex_alone_overwrites_earlier_results() -> None:
     first = compiled(torch.ones(3).to("npu"))
     compiled(torch.zeros(3).to("npu"))
     assert first.cpu().tolist() == [0, 0, 0]
+
+
+def test_npugraph_ex_breaks_on_8_bit_weights() -> None:
+    """It sets an option of torchair's configuration, which is not in its own."""
+
+    def fn(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        return npu.npu_weight_quant_batchmatmul(x, weight, scale)
+
+    x, scale = (torch.ones(n, dtype=torch.float16) for n in ((4, 8), (6,)))
+    args = [t.to("npu") for t in (x, torch.ones(8, 6, dtype=torch.int8), scale)]
+    torch._dynamo.reset()
+    compiled = torch.compile(fn, backend="npugraph_ex", dynamic=False, fullgraph=True)
+    with torch.no_grad(), pytest.raises(Exception, match="experimental_config"):
+        compiled(*args)

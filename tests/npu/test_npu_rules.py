@@ -14,6 +14,8 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from cannsim.npu_ops import REFERENCES  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
+from quantised_cases import CASES as QUANTISED  # noqa: E402
+from quantised_cases import KERNELS as QUANTISED_KERNELS  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from ascend_sp.passes.sharding.layout import Sequence, Shard  # noqa: E402
@@ -23,6 +25,8 @@ from brute_force import Placed, check  # noqa: E402
 from rule_cases import Draw, Drawn, calls  # noqa: E402
 
 npu: Any = torch.ops.npu
+NAMES = {name for name in BY_NAME if name.startswith("npu::")}
+"""The others are in test_quantised_rules.py."""
 
 
 def gemma_rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> Any:
@@ -41,6 +45,7 @@ def gelu_mul(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 KERNELS: dict[str, Callable[..., Any]] = {
     **REFERENCES,
+    **QUANTISED_KERNELS,
     "npu::npu_gemma_rms_norm": gemma_rms_norm,
     "npu::npu_add_rms_norm_cast": add_rms_norm_cast,
     "npu::npu_gelu_mul": gelu_mul,
@@ -54,7 +59,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
 def on_cpu() -> Any:
     """The ops on CPU tensors, for as long as this module runs."""
     library = torch.library.Library("npu", "IMPL")
-    for name in BY_NAME:
+    for name in NAMES:
         library.impl(name.removeprefix("npu::"), KERNELS[name], "CPU")
     yield
     library._destroy()
@@ -140,11 +145,12 @@ CASES: dict[str, Callable[[Draw, Any], Any]] = {
     **dict.fromkeys(("fast_gelu", "npu_fast_gelu", "npu_gelu", "npu_silu", "npu_mish"), activation),
     "npu_linear": linear,
     **dict.fromkeys(("npu_rotary_mul", "npu_interleave_rope"), rotary),
+    **QUANTISED,
 }
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {f"npu::{name}" for name in CASES} == set(BY_NAME)
+    assert {f"npu::{name}" for name in CASES} == NAMES
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -35,6 +35,17 @@ def npugraph_ex(
         return backend.compile_fx(gm, list(inputs), {"clone_output": True})
 
 
+def has_view_option() -> bool:
+    """Whether npugraph_ex's configuration has the option that it sets for some ops.
+
+    Not in torch_npu 2.10 to 2.14, where setting it is an `AttributeError`.
+    """
+    import torch_npu.dynamo  # type: ignore[import-not-found]  # noqa: F401
+    from npugraph_ex.configs.compiler_config import CompilerConfig  # type: ignore[import-not-found]
+
+    return hasattr(CompilerConfig(), "experimental_config")
+
+
 def torchair(
     gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]
 ) -> Callable[..., Any]:

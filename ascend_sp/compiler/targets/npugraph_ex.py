@@ -24,6 +24,9 @@ from ascend_sp.runtime.npu import DEVICE, Ascend
 OLDEST_CANN = "8.5.0"
 """torch_npu documents the backend from TorchNPU 7.3.0 on, which comes with this CANN."""
 
+BREAKS_IT = "npu::npu_weight_quant_batchmatmul"
+"""For which npugraph_ex switches an option off, one that its configuration may not have."""
+
 SIZED = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -58,9 +61,15 @@ def refuses(gm: fx.GraphModule) -> list[str]:
             found[str(node.target)] = "has a size or value that only the device knows"
         elif isinstance(node.target, OpOverload) and not has_kernel(node.target, "PrivateUse1"):
             found[str(node.target)] = "has no kernel for NPUs and falls back to the CPU"
+        elif _name(node) == BREAKS_IT and not _torch_npu.has_view_option():
+            found[str(node.target)] = "is an error in this torch_npu's npugraph_ex"
         elif any(isinstance(x, torch.Tensor) and x.device.type != DEVICE for x in values):
             found[str(node.target)] = "brings a value of the device to the host"
     return [f"{op} {why}" for op, why in found.items()]
+
+
+def _name(node: fx.Node) -> str:
+    return node.target.name() if isinstance(node.target, OpOverload) else ""
 
 
 NPUGRAPH_EX = Target("npugraph_ex", lower, missing=missing, refuses=refuses)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cannsim import attention
+from cannsim import attention, quantised
 from cannsim.attention import IllegalCallError
 
 REFERENCES: dict[str, Callable[..., Any]] = {}
@@ -163,6 +163,15 @@ def fast_gelu(x: Tensor) -> Tensor:
     """x / (1 + exp(-1.702 |x|)) * exp(0.851 (x - |x|)), which is x * sigmoid(1.702 x)."""
     wide = x.float()
     return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
+
+
+# ---- quantised ----
+
+reference("npu_quant_matmul")(quantised.quant_matmul)
+reference("npu_dynamic_quant")(quantised.dynamic_quant)
+reference("npu_weight_quant_batchmatmul")(quantised.weight_quant_batchmatmul)
+reference("npu_quantize")(quantised.quantize)
+reference("npu_anti_quant")(quantised.anti_quant)
 
 
 # ---- others ----

@@ -14,6 +14,8 @@ from ascend_sp.passes.sharding.rules import (  # noqa: F401
     convolution,
     matmul,
     npu,
+    npu_quantised,
+    quantised,
     reductions,
     views,
 )

@@ -177,3 +177,20 @@ def unary(call: Call, output: Placement | None, **more: Any) -> Local:
     x = call.operands[0]
     out = x.placement if output is None else output
     return Local((x.placement,), tuple(out for _ in call.outputs), **more)
+
+
+def named(call: Call, *names: str) -> list[Any]:
+    """The arguments that the schema has by these names, however they are passed."""
+    positions = {a.name: i for i, a in enumerate(call.op._schema.arguments)}
+    return [call.argument(positions[name], name) for name in names]
+
+
+def inputs_of(call: Call, wanted: Mapping[int, Placement]) -> tuple[Placement, ...]:
+    """What `Local.inputs` is: the operands with these indices placed so, the others whole."""
+    return tuple(wanted.get(x.index, REPLICATE) for x in call.operands)
+
+
+def rows(call: Call, split: Shard, *leading: Operand) -> Local:
+    """These operands split alike, the others whole, and everything that comes out split so too."""
+    inputs = inputs_of(call, {x.index: split for x in leading})
+    return Local(inputs, tuple(split for _ in call.outputs))

@@ -19,7 +19,7 @@ from ascend_sp.passes.sizes import equal
 aten = torch.ops.aten
 
 
-@rule(aten.mm.default)
+@rule(aten.mm.default, aten._int_mm.default)
 def mm(call: Call) -> Answer:
     """``([m, k], [k, n]) -> [m, n]``."""
     return _product(call, "mk", "kn", "mn")

@@ -7,14 +7,16 @@ positions (``npu_scaled_masked_softmax``) has no rule, and runs on whole tensors
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
+from ascend_sp.passes.sharding.layout import Shard
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
     Local,
-    Operand,
     Reshard,
+    inputs_of,
+    named,
     normal_dim,
+    rows,
     rule_by_name,
 )
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
@@ -28,18 +30,18 @@ ROWS = "a norm runs over the sequence"
 @rule_by_name("npu::npu_rms_norm", "npu::npu_gemma_rms_norm")
 def rms_norm(call: Call) -> Answer:
     """``([b, s, c], [c]) -> [b, s, c]`` and the statistics ``[b, s, 1]``."""
-    x, gamma = _named(call, "input", "gamma")
+    x, gamma = named(call, "input", "gamma")
     if not isinstance(x.placement, Shard):
         return Reshard(WEIGHT)
     if x.shard.dim >= x.ndim - gamma.ndim:
         return Reshard(ROWS)
-    return _rows(call, x.shard, x)
+    return rows(call, x.shard, x)
 
 
 @rule_by_name("npu::npu_add_rms_norm", "npu::npu_add_rms_norm_cast", "npu::npu_add_layer_norm")
 def add_norm(call: Call) -> Answer:
     """``([b, s, c], [b, s, c], [c]) -> [b, s, c]``, statistics ``[b, s, 1]``, the sum."""
-    a, b, gamma = _named(call, "x1", "x2", "gamma")
+    a, b, gamma = named(call, "x1", "x2", "gamma")
     whole = [x for x in (a, b) if isinstance(x.placement, Shard)]
     if not whole:
         return Reshard(WEIGHT)
@@ -48,7 +50,7 @@ def add_norm(call: Call) -> Answer:
     split = whole[0].shard
     if split.dim >= a.ndim - gamma.ndim:
         return Reshard(ROWS)
-    return _rows(call, split, a, b)
+    return rows(call, split, a, b)
 
 
 @rule_by_name("npu::npu_layer_norm_eval")
@@ -63,7 +65,7 @@ def gated(call: Call) -> Answer:
     x = call.operands[0]
     if normal_dim(call.argument(1, "dim", -1), x.ndim) == x.shard.dim:
         return Reshard("the halves of a gate lie along the sequence")
-    return _rows(call, x.shard, x)
+    return rows(call, x.shard, x)
 
 
 @rule_by_name(
@@ -81,10 +83,10 @@ def activation(call: Call) -> Answer:
 @rule_by_name("npu::npu_linear")
 def linear(call: Call) -> Answer:
     """``([s, k], [n, k], [n]) -> [s, n]``."""
-    (x,) = _named(call, "input")
+    (x,) = named(call, "input")
     if not isinstance(x.placement, Shard) or x.shard.dim == x.ndim - 1:
         return Reshard("a weight, or the channels that it multiplies, are sharded")
-    return _rows(call, x.shard, x)
+    return rows(call, x.shard, x)
 
 
 @rule_by_name("npu::npu_rotary_mul", "npu::npu_interleave_rope")
@@ -93,27 +95,11 @@ def rotary(call: Call) -> Answer:
 
     The channels are turned, so they must be whole; so must be a matrix that says how.
     """
-    x, *tables = _named(call, *[a.name for a in call.op._schema.arguments[:3]])
+    x, *tables = named(call, *[a.name for a in call.op._schema.arguments[:3]])
     if not isinstance(x.placement, Shard) or x.shard.dim == x.ndim - 1:
         return Reshard("a rotary embedding turns the channels, and its rows lead")
     found = pointwise(Call(call.op, (x, *tables), {}, call.outputs, call.world))
     if not isinstance(found, Local):
         return found
     wanted = dict(zip((t.index for t in (x, *tables)), found.inputs, strict=True))
-    return Local(_inputs(call, wanted), found.outputs)
-
-
-def _named(call: Call, *names: str) -> list[Operand]:
-    """Operands that the schema has by these names, however they are passed."""
-    positions = {a.name: i for i, a in enumerate(call.op._schema.arguments)}
-    return [call.argument(positions[name], name) for name in names]
-
-
-def _inputs(call: Call, wanted: dict[int, Placement]) -> tuple[Placement, ...]:
-    return tuple(wanted.get(x.index, REPLICATE) for x in call.operands)
-
-
-def _rows(call: Call, split: Shard, *leading: Operand) -> Local:
-    """These operands split alike, the others whole, and everything that comes out split so too."""
-    inputs = _inputs(call, {x.index: split for x in leading})
-    return Local(inputs, tuple(split for _ in call.outputs))
+    return Local(inputs_of(call, wanted), found.outputs)

@@ -8,9 +8,11 @@ from cannsim.ge.ops import (
     indexing,
     linear,
     norms,
+    quantised,
     reduce,
     shapes,
 )
 
 __all__ = ["attention", "collectives", "create", "elementwise", "indexing", "linear", "norms",
+           "quantised",
            "reduce", "shapes"]  # fmt: skip
