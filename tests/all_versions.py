@@ -35,11 +35,12 @@ def _files(*names: str) -> list[str]:
     return [f"tests/test_{name}.py" for name in names]
 
 
-CORE = _files("pytorch_pins", "versions", "passes", "ulysses", "inductor_order", "conventions")
-"""Private PyTorch, passes on Dynamo's and AOTAutograd's graphs, Inductor's code on two ranks."""
+CORE = _files("pytorch_pins", "versions", "passes", "conventions")
+"""Private PyTorch, passes on Dynamo's and AOTAutograd's graphs, what PyTorch's users expect."""
 TESTS = [
     *CORE,
-    *_files("rules", "unfuse_bias", "gloo", "guards", "other_models", "explain"),
+    *_files("rules", "ulysses", "unfuse_bias", "gloo", "inductor_order", "guards"),
+    *_files("other_models", "explain"),
     # What weights are read on to is for the process group to say, and for the build of PyTorch.
     "tests/test_text_encoder.py::test_weights_are_read_shard_by_shard",
 ]
@@ -278,8 +279,8 @@ of torch_npu that were found to have it.
 INTERPRETERS = """
 ## Python
 
-The package and its examples installed, the program of `make demo`, and of the tests of the first
-table those of private parts, passes, the models and Inductor's order on two ranks, and errors.
+The package and its examples installed, the program of `make demo` (FLUX on two ranks, against one),
+and of the tests of the first table those of private parts, versions, passes and conventions.
 """
 
 
