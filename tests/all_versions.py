@@ -53,7 +53,7 @@ class Row:
 
     torch: str
     differs: str = ""
-    """What is other than with the version of ``make test``, for ascend_sp."""
+    """What differs from the version of ``make test``, for ascend_sp."""
     python: str = "3.11"
     torch_npu: str = ""
     cann: str = ""
@@ -298,15 +298,13 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     return "".join(
         [
             HEAD,
-            rows(PYTORCH, results, ("what is other than in 2.13, for ascend_sp",), "differs"),
+            rows(PYTORCH, results, ("what differs from 2.13, for ascend_sp",), "differs"),
             NPU,
-            rows(
-                TORCH_NPU, results, ("torch", "CANN", "what is other"), "torch", "cann", "differs"
-            ),
+            rows(TORCH_NPU, results, ("torch", "CANN", "what differs"), "torch", "cann", "differs"),
             TRAPS,
             table(("trap", "versions"), traps),
             INTERPRETERS,
-            rows(PYTHON, results, ("torch", "what is other"), "torch", "differs"),
+            rows(PYTHON, results, ("torch", "what differs"), "torch", "differs"),
         ]
     )
 
