@@ -188,7 +188,6 @@ def run(row: Row) -> dict[str, Any]:
     for module, name, outcome in outcomes:
         if module.endswith(FACTS):
             facts.setdefault(name.partition("[")[0], []).append(outcome == "passed")
-    for module, name, outcome in outcomes:
         if outcome == "failed":
             print(f"  {module}::{name}, see {log}", flush=True)
     return {

@@ -16,10 +16,12 @@ from typing import TypeAlias
 
 from torch import fx
 
+from ascend_sp.runtime.collectives import WAIT
+
 Calls: TypeAlias = "Sequence[tuple[str, str]]"
 """Starts and waits of a program in order: name of the op, and which collective in words."""
 
-WAIT = "wait_tensor"
+_WAITS = WAIT._opname
 _CALL = re.compile(r"_c10d_functional\.(\w+)\b")
 _RESULT = re.compile(r"\s*(\w+)\b[^=]*= ")
 # Inductor's comment in front of a kernel.
@@ -50,7 +52,7 @@ class Program:
     @property
     def starts(self) -> list[str]:
         """Its collectives in words."""
-        return [text for name, text in self.calls if name != WAIT]
+        return [text for name, text in self.calls if name != _WAITS]
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _collective(name: str, count: int, program: Program) -> Where | None:
     same = [text for op, text in program.calls if op == name.rstrip("_")]
     if not 0 < count <= len(same):
         return None
-    does = "waited for the result of" if name == WAIT else "started"
+    does = "waited for the result of" if name == _WAITS else "started"
     starts = program.starts
     return Where(
         f"It {does} collective {starts.index(same[count - 1]) + 1} of {len(starts)}: "
