@@ -26,7 +26,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ascend_sp.passes.cost.device import DeviceModel, find
+from ascend_sp.graph.cost.device import DeviceModel, find
 from ascend_sp.runtime.errors import ConfigError
 from ascend_sp.runtime.npu import DEVICE, ascend
 from ascend_sp.runtime.versions import software

@@ -25,8 +25,8 @@ from cores import one_core
 from torch import fx
 
 from ascend_sp.compiler import ladder
-from ascend_sp.passes.cost.device import DeviceModel, find
-from ascend_sp.passes.cost.estimate import Estimator, attention_flops, product_flops
+from ascend_sp.graph.cost.device import DeviceModel, find
+from ascend_sp.graph.cost.estimate import Estimator, attention_flops, product_flops
 from models import MODELS, USUAL, Benchmark
 
 KINDS = ("products", "attention", "other kernels", "collectives")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph.layout import (
     PARTIAL,
     REPLICATE,
     Placement,

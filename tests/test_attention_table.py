@@ -8,7 +8,7 @@ import pytest
 import sympy
 import torch
 
-from ascend_sp.passes.npu.attention_ops import OPS
+from ascend_sp.graph.npu_names import OPS
 from ascend_sp.passes.npu.attention_table import KERNELS, Form, choose
 from ascend_sp.runtime.npu import Ascend
 

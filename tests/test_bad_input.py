@@ -62,7 +62,7 @@ def another_order(rank: int, world: int) -> None:
     from functools import partial
 
     from ascend_sp.compiler import ladder, pipeline
-    from ascend_sp.runtime.collectives import ALL_TO_ALL
+    from ascend_sp.runtime.ops import ALL_TO_ALL
 
     def swapped(gm: fx.GraphModule, ctx: Any) -> fx.GraphModule:
         gm = order(gm, ctx)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ascend_sp import calibrate
 from ascend_sp.calibrate import Clock, Sizes, fit, table
-from ascend_sp.passes.cost.device import DEVICES, find
+from ascend_sp.graph.cost.device import DEVICES, find
 from ascend_sp.runtime.errors import ConfigError
 from processes import errors, run, values
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import ORIGIN
 from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
-from ascend_sp.passes.emitter import ORIGIN
 from models import flux, flux_inputs
 from simulator import capture, compile_rank, simulate
 from test_ulysses import worst

@@ -14,8 +14,8 @@ from torch import fx
 from torch._dynamo.utils import counters
 
 import ascend_sp
-from ascend_sp.compiler.diagnostics import count_up
-from ascend_sp.compiler.ranges import names
+from ascend_sp.compiler.report.diagnostics import count_up
+from ascend_sp.compiler.report.ranges import names
 from processes import run, values
 from simulator import capture, compile_rank
 from toy import CrossAttention, SelfAttention

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ascend_sp.passes.cost.device import DEVICES, DeviceModel, find
-from ascend_sp.passes.cost.estimate import Estimator, attention_flops
-from ascend_sp.runtime.collectives import STARTS
+from ascend_sp.graph.cost.device import DEVICES, DeviceModel, find
+from ascend_sp.graph.cost.estimate import Estimator, attention_flops
 from ascend_sp.runtime.errors import ConfigError
-from ascend_sp.runtime.ops import attention, split_attention
+from ascend_sp.runtime.ops import STARTS, attention, split_attention
 from simulator import capture, compile_rank
 from toy import SelfAttention
 

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import compile_aten
-from ascend_sp.passes.border import border
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.border import border
+from ascend_sp.graph.context import PassContext
 from ascend_sp.runtime.topology import Topology
 from simulator import Captured, capture
 from test_passes import only, text

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ascend_sp.compiler.runnable import script
+from ascend_sp.compiler.report.runnable import script
 from models import flux, flux_inputs
 from processes import run, values
 from simulator import capture, compile_rank

@@ -39,7 +39,7 @@ def test_it_says_what_a_compile_does() -> None:
     config = ascend_sp.Config(strategy="separate", cost_model="cpu")
     captured = capture(lambda **k: model(**k)[0], **inputs)
     program, ctx = compile_rank(captured, 0, 4, config)
-    from ascend_sp.compiler.report import collectives
+    from ascend_sp.compiler.report.facts import collectives
 
     facts = ("op", "dtype", "numel", "bytes")
     expected = [tuple(row[k] for k in facts) for row in collectives(program)]
@@ -70,7 +70,7 @@ def test_weights_of_a_class_of_their_own_stay_what_they_are(tmp_path: Path) -> N
     (report,) = found.reports
     captured = capture(lambda **k: model(**k)[0], **inputs)
     program, _ = compile_rank(captured, 0, 2, ascend_sp.Config(strategy="separate"))
-    from ascend_sp.compiler.report import collectives
+    from ascend_sp.compiler.report.facts import collectives
 
     said = [(row["op"], row["bytes"]) for row in report.collectives]
     assert said == [(row["op"], row["bytes"]) for row in collectives(program)]

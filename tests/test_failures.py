@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ascend_sp.compiler import ladder
-from ascend_sp.compiler.ranges import Interpreter
+from ascend_sp.compiler.report.ranges import Interpreter
 from ascend_sp.runtime.stopped import Program, Where, where
 from processes import run, values
 from toy import SelfAttention

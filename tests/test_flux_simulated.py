@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.runtime.collectives import STARTS, WAIT
+from ascend_sp.runtime.ops import STARTS, WAIT
 from models import flux, flux_inputs
 from simulator import Captured, capture, run_ranks, simulate
 from test_ulysses import missing, swapped, worst

@@ -172,7 +172,7 @@ def stops(rank: int, world: int, how: str, target: str) -> str:
     """Rank 1 stops in its second run, before it starts the third collective."""
     from ascend_sp.compiler import ladder
     from ascend_sp.compiler.targets import EAGER
-    from ascend_sp.runtime.collectives import ALL_TO_ALL
+    from ascend_sp.runtime.ops import ALL_TO_ALL
 
     def stopping(gm: fx.GraphModule, inputs: Any, static: Any) -> Any:
         node = gm.graph.find_nodes(op="call_function", target=ALL_TO_ALL)[2]

@@ -12,12 +12,11 @@ from torch import Tensor, fx, nn
 
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.sharding.layout import REPLICATE, Shard
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.layout import REPLICATE, Shard
 from ascend_sp.passes.sharding.propagate import PLAN, propagate
-from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS, WAIT
 from ascend_sp.runtime.errors import ConfigError, VerificationError
-from ascend_sp.runtime.ops import attention, split_attention
+from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS, WAIT, attention, split_attention
 from simulator import capture, compile_rank, simulate
 from toy import JointAttention, Modulated, Normed, SelfAttention
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ascend_sp.passes.sharding.layout import PLACEMENTS, REPLICATE, Shard
+from ascend_sp.graph.layout import PLACEMENTS, REPLICATE, Shard
 from models import flux, flux_inputs
 from processes import run, values
 from quantised import quantise

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
 from models import qwen, qwen_inputs, z_image, z_image_inputs
 from simulator import Captured, capture, simulate
 from test_decompose_complex import complex_nodes

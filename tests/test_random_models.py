@@ -12,12 +12,11 @@ from torch import fx
 
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.sharding.layout import Shard
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.layout import Shard
 from ascend_sp.passes.sharding.propagate import PLAN
-from ascend_sp.runtime.collectives import STARTS
 from ascend_sp.runtime.errors import UnshardedError
-from ascend_sp.runtime.ops import attention, split_attention
+from ascend_sp.runtime.ops import STARTS, attention, split_attention
 from random_blocks import build
 from random_models import (
     MASKS,

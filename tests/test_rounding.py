@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ascend_sp.compiler import ladder
-from ascend_sp.compiler.lockstep import distance
-from ascend_sp.compiler.rounding import Rounded
+from ascend_sp.compiler.numerics.lockstep import distance
+from ascend_sp.compiler.numerics.rounding import Rounded
 from ascend_sp.compiler.targets import EAGER
 from ascend_sp.runtime.errors import NumericsError
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from torch.utils import _pytree as pytree
 
 import view_cases  # noqa: F401
-from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Placement, Sequence, Shard
+from ascend_sp.graph.layout import PARTIAL, REPLICATE, Placement, Sequence, Shard
 from ascend_sp.passes.sharding.rules import (
     Answer,
     Call,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ascend_sp.compiler.config import Config
+from ascend_sp.graph.cost.device import DEVICES
 from ascend_sp.passes.choose_strategy import CHOICES
-from ascend_sp.passes.cost.device import DEVICES
 from ascend_sp.passes.overlap.strategies import Strategy, parse
 from ascend_sp.passes.overlap.timeline import TIMELINES
 from models import flux, flux_inputs, ltx, qwen, qwen_inputs, sd3, wan, z_image, z_image_inputs

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import ascend_sp
-from ascend_sp.runtime.text_encoder import find as finder
-from ascend_sp.runtime.text_encoder.names import match
-from ascend_sp.runtime.text_encoder.split import (
+from ascend_sp.text_encoder import find as finder
+from ascend_sp.text_encoder.names import match
+from ascend_sp.text_encoder.split import (
     PADDING,
     Cut,
     piece_of,
     share_evenly,
     share_heads,
 )
-from ascend_sp.runtime.text_encoder.structure import Structure
-from ascend_sp.runtime.text_encoder.vocabulary import find_vocabularies
+from ascend_sp.text_encoder.structure import Structure
+from ascend_sp.text_encoder.vocabulary import find_vocabularies
 from encoders import MODELS, inputs, outputs, seeded
 from processes import errors, run, values
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ascend_sp  # noqa: F401
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
 from processes import run, values
 from simulator import Network, capture, simulate
 from test_ulysses import worst

@@ -16,17 +16,17 @@ from torch.distributed.tensor import DTensor
 
 from ascend_sp.compiler import _pytorch, ladder
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
-from ascend_sp.compiler.numerics import NumericCheck
+from ascend_sp.compiler.numerics.check import NumericCheck
 from ascend_sp.compiler.pipeline import capture_attention, optional_passes
-from ascend_sp.compiler.ranges import ranged
-from ascend_sp.passes.context import Note, PassContext, source_line
+from ascend_sp.compiler.report.diagnostics import Dump
+from ascend_sp.compiler.report.ranges import ranged
+from ascend_sp.graph.context import Note, PassContext, source_line
 from ascend_sp.runtime import guards, peers, replicas, stalls
 from ascend_sp.runtime.errors import AscendSPError, ConfigError, RankMismatchError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
-from ascend_sp.runtime.text_encoder.apply import encoder_is_running
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve
 from ascend_sp.runtime.versions import software
+from ascend_sp.text_encoder.apply import encoder_is_running
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from ascend_sp.passes.cost.device import DEVICES
+from ascend_sp.graph.cost.device import DEVICES
 from ascend_sp.passes.overlap.strategies import parse
 from ascend_sp.runtime.errors import ConfigError
 

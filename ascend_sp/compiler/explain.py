@@ -21,13 +21,13 @@ from torch import fx, nn
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.backend import context
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
-from ascend_sp.compiler.explanation import Explanation
 from ascend_sp.compiler.fakes import twins
 from ascend_sp.compiler.pipeline import capture_attention, compile_aten
-from ascend_sp.compiler.report import Report
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.cost.device import find
+from ascend_sp.compiler.report.diagnostics import Dump
+from ascend_sp.compiler.report.explanation import Explanation
+from ascend_sp.compiler.report.facts import Report
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.cost.device import find
 from ascend_sp.runtime.errors import ConfigError
 from ascend_sp.runtime.npu import DEVICE, ascend
 from ascend_sp.runtime.topology import Topology

@@ -16,17 +16,17 @@ from torch import fx
 
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
-from ascend_sp.compiler.numerics import NumericCheck
+from ascend_sp.compiler.numerics.check import NumericCheck
 from ascend_sp.compiler.pipeline import compile_aten
-from ascend_sp.compiler.report import collectives
+from ascend_sp.compiler.report.diagnostics import Dump
+from ascend_sp.compiler.report.facts import collectives
 from ascend_sp.compiler.targets import Runnable, Target
-from ascend_sp.passes.border import border
-from ascend_sp.passes.context import Note, PassContext, line_of, source_line
-from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.graph.border import border
+from ascend_sp.graph.context import Note, PassContext, line_of, source_line
+from ascend_sp.graph.emitter import ORIGIN
 from ascend_sp.runtime import guards
-from ascend_sp.runtime.collectives import STARTS, WAIT
 from ascend_sp.runtime.errors import LoweringError
+from ascend_sp.runtime.ops import STARTS, WAIT
 from ascend_sp.runtime.stopped import Op, Program
 
 

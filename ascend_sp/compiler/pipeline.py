@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from torch import fx
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
+from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.verify import verify
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import ORIGIN, Emitter
 from ascend_sp.passes.capture_attention import capture_attention
 from ascend_sp.passes.choose_strategy import choose_strategy
-from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.decompose_complex import decompose_complex
 from ascend_sp.passes.decompose_unsupported import decompose_unsupported
 from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
-from ascend_sp.passes.emitter import ORIGIN, Emitter
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ascend_sp.compiler._pytorch import compiled_kernels
-from ascend_sp.passes.emitter import VIEWS, Emitter
+from ascend_sp.graph.emitter import VIEWS, Emitter
 
 aten = torch.ops.aten
 

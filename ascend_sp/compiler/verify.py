@@ -6,16 +6,16 @@ import sympy
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import (
+from ascend_sp.graph._pytorch import (
     HigherOrderOperator,
     OpOverload,
     statically_known_true,
     tree_leaves,
 )
-from ascend_sp.passes.context import PassContext, source_line
-from ascend_sp.passes.emitter import Emitter, same_strides
-from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, PLACEMENTS, local_shape
-from ascend_sp.passes.sizes import Size, as_shape, same_shape
+from ascend_sp.graph.context import PassContext, source_line
+from ascend_sp.graph.emitter import Emitter, same_strides
+from ascend_sp.graph.layout import GLOBAL_SHAPES, PLACEMENTS, local_shape
+from ascend_sp.graph.sizes import Size, as_shape, same_shape
 from ascend_sp.runtime.errors import VerificationError
 
 

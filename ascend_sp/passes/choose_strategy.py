@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.cost.estimate import Estimator, shape_of
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.cost.estimate import Estimator, shape_of
+from ascend_sp.graph.layout import INPUTS
 from ascend_sp.passes.overlap.scheduler import Task, schedule, simulate
 from ascend_sp.passes.overlap.strategies import (
     MOST_GROUPS,
@@ -26,7 +27,6 @@ from ascend_sp.passes.overlap.strategies import (
     refusal,
 )
 from ascend_sp.passes.overlap.tasks import Behind, add_tasks, neutral_seconds
-from ascend_sp.passes.sharding.layout import INPUTS
 from ascend_sp.runtime.ops import attention_arguments, split_attention
 
 CHOICES = "strategies"

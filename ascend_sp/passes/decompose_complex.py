@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import tree_leaves, tree_map
-from ascend_sp.passes.border import BORDER, Border
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import VIEWS, Emitter, same_strides
+from ascend_sp.graph._pytorch import tree_leaves, tree_map
+from ascend_sp.graph.border import BORDER, Border
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import VIEWS, Emitter, same_strides
 
 aten = torch.ops.aten
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import OpOverload, decompositions, trace
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.sizes import product
+from ascend_sp.graph._pytorch import OpOverload, decompositions, trace
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.sizes import product
 
 aten = torch.ops.aten
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.sizes import divide
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.sizes import divide
 from ascend_sp.runtime.ops import attention as attention_op
 from ascend_sp.runtime.ops import attention_arguments
 

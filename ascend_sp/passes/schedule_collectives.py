@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
 from ascend_sp.passes.overlap.memory import Memory
 from ascend_sp.passes.overlap.scheduler import WINDOW, schedule, simulate
 from ascend_sp.passes.overlap.tasks import (

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext, source_line
-from ascend_sp.passes.emitter import Emitter, as_shape_of
+from ascend_sp.graph import collectives
+from ascend_sp.graph.context import PassContext, source_line
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.layout import GLOBAL_SHAPES, INPUTS, PLACEMENTS, Sequence
+from ascend_sp.graph.sizes import Size, ceil_div, divide, equal
 from ascend_sp.passes.overlap.strategies import SEPARATE, STRATEGY, Strategy
-from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, INPUTS, PLACEMENTS, Sequence
 from ascend_sp.passes.sharding.redistribute import by_rank, in_order
-from ascend_sp.passes.sizes import Size, ceil_div, divide, equal
-from ascend_sp.runtime import collectives
 from ascend_sp.runtime.ops import attention, attention_arguments, split_attention
 from ascend_sp.runtime.topology import Topology
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.cost.estimate import is_free, is_fusible
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, PLACEMENTS
-from ascend_sp.passes.sizes import has_unbacked
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.cost.estimate import is_free, is_fusible
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.layout import GLOBAL_SHAPES, PLACEMENTS
+from ascend_sp.graph.sizes import has_unbacked
 
 aten = torch.ops.aten
 

@@ -1,7 +1,8 @@
-"""Attention as one opaque op, from capture until lowering.
+"""Ops that stand in programs beside the model's own: attention and functional collectives.
 
-After AOTAutograd, `F.scaled_dot_product_attention` would be a kernel of one device, with that
-kernel's own layout and outputs. The opaque op keeps the call as the user made it.
+Attention is one opaque op from capture until lowering. After AOTAutograd,
+`F.scaled_dot_product_attention` would be a kernel of one device, with that kernel's own layout and
+outputs. The opaque op keeps the call as the user made it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ from torch import Tensor, fx
 from ascend_sp.runtime.npu import DEVICE
 
 NAMESPACE = "ascend_sp"
+
+_c10d = torch.ops._c10d_functional
+ALL_TO_ALL = _c10d.all_to_all_single.default
+ALL_GATHER = _c10d.all_gather_into_tensor.default
+ALL_REDUCE = _c10d.all_reduce.default
+WAIT = _c10d.wait_tensor.default
+STARTS = (ALL_TO_ALL, ALL_GATHER, ALL_REDUCE)
 
 
 def _sdpa(

@@ -17,7 +17,7 @@ import torch  # noqa: E402
 import attention_cases  # noqa: E402
 from ascend_sp.compiler.config import Config  # noqa: E402
 from ascend_sp.compiler.pipeline import PASSES, compile_aten  # noqa: E402
-from ascend_sp.passes.context import PassContext  # noqa: E402
+from ascend_sp.graph.context import PassContext  # noqa: E402
 from ascend_sp.runtime.npu import Ascend, npu_op  # noqa: E402
 from ascend_sp.runtime.ops import attention  # noqa: E402
 from attention_cases import CASES  # noqa: E402

@@ -18,7 +18,7 @@ from quantised_cases import CASES as QUANTISED  # noqa: E402
 from quantised_cases import KERNELS as QUANTISED_KERNELS  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from ascend_sp.passes.sharding.layout import Sequence, Shard  # noqa: E402
+from ascend_sp.graph.layout import Sequence, Shard  # noqa: E402
 from ascend_sp.passes.sharding.rules import Answer, Local, Unsupported  # noqa: E402
 from ascend_sp.passes.sharding.rules.base import BY_NAME  # noqa: E402
 from brute_force import Placed, check  # noqa: E402

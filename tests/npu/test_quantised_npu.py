@@ -76,7 +76,7 @@ def compiled(
 ) -> dict[str, Any]:
     import cannsim
 
-    from ascend_sp.passes.sharding.layout import PLACEMENTS, Shard
+    from ascend_sp.graph.layout import PLACEMENTS, Shard
 
     placed: Counter = Counter()
 

@@ -16,8 +16,8 @@ import torch  # noqa: E402
 
 import ascend_sp  # noqa: E402
 from ascend_sp.compiler.targets import _torch_npu  # noqa: E402
-from ascend_sp.passes._pytorch import has_kernel  # noqa: E402
-from ascend_sp.passes.npu.attention_ops import OPS  # noqa: E402
+from ascend_sp.graph._pytorch import has_kernel  # noqa: E402
+from ascend_sp.graph.npu_names import OPS  # noqa: E402
 from ascend_sp.passes.npu.attention_table import KERNELS  # noqa: E402
 from ascend_sp.runtime.npu import ascend, npu_op  # noqa: E402
 

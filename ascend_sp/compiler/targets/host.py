@@ -17,8 +17,8 @@ from torch import fx
 
 from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.targets.base import Runnable
-from ascend_sp.passes._pytorch import tree_leaves
-from ascend_sp.passes.emitter import Emitter
+from ascend_sp.graph._pytorch import tree_leaves
+from ascend_sp.graph.emitter import Emitter
 from ascend_sp.runtime.npu import DEVICE
 
 aten = torch.ops.aten

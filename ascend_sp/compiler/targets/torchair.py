@@ -16,14 +16,14 @@ from torch import fx
 from ascend_sp.compiler.targets import _torch_npu
 from ascend_sp.compiler.targets.base import Runnable, Target
 from ascend_sp.compiler.targets.host import split_host, stays_on_host
-from ascend_sp.passes._pytorch import tree_leaves
-from ascend_sp.passes.context import source_line
-from ascend_sp.runtime import collectives
+from ascend_sp.graph._pytorch import tree_leaves
+from ascend_sp.graph.context import source_line
+from ascend_sp.runtime.ops import ALL_TO_ALL
 
 
 def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]) -> Runnable:
     """Convert the graph, and hand it to GE on the first call."""
-    for node in gm.graph.find_nodes(op="call_function", target=collectives.ALL_TO_ALL):
+    for node in gm.graph.find_nodes(op="call_function", target=ALL_TO_ALL):
         # torchair has a converter for its own op only.
         _torch_npu.use_torchair_all_to_all(gm.graph, node)
     parts = split_host(gm, inputs)
@@ -34,7 +34,7 @@ def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int
 
 def converts(op: Any) -> bool:
     """Whether torchair can write `op` into a GE graph."""
-    if op is collectives.ALL_TO_ALL:
+    if op is ALL_TO_ALL:
         return True
     return _torch_npu.has_ge_converter(op)
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.npu.attention_ops import OPS, UNLIMITED
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.npu_names import OPS, UNLIMITED
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.npu.attention_table import CAUSAL_MASK, Form, Kernel, choose
-from ascend_sp.passes.sizes import equal
 from ascend_sp.runtime.npu import npu_op
 from ascend_sp.runtime.ops import attention as attention_op
 from ascend_sp.runtime.ops import attention_arguments

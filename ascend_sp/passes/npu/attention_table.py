@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ascend_sp.passes.sizes import Size
+from ascend_sp.graph.sizes import Size
 from ascend_sp.runtime.npu import Ascend
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, as_shape_of, cast_source, widened_source
-from ascend_sp.passes.sizes import same_shape
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter, as_shape_of, cast_source, widened_source
+from ascend_sp.graph.sizes import same_shape
 from ascend_sp.runtime.npu import npu_op
 
 aten = torch.ops.aten

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import VIEWS, Emitter, as_shape_of, widened_source
-from ascend_sp.passes.sizes import equal
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import VIEWS, Emitter, as_shape_of, widened_source
+from ascend_sp.graph.sizes import equal
 from ascend_sp.runtime.npu import npu_op
 
 aten = torch.ops.aten

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ascend_sp.passes.cost.estimate import Estimator, is_free
-from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.graph.cost.estimate import Estimator, is_free
+from ascend_sp.graph.emitter import ORIGIN
 from ascend_sp.passes.overlap.tasks import MOVES
-from ascend_sp.runtime.collectives import STARTS
+from ascend_sp.runtime.ops import STARTS
 
 
 @dataclass

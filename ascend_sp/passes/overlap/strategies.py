@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ascend_sp.passes.emitter import as_shape_of
-from ascend_sp.passes.sharding.layout import Sequence
-from ascend_sp.passes.sizes import Size, ceil_div, equal
+from ascend_sp.graph.emitter import as_shape_of
+from ascend_sp.graph.layout import Sequence
+from ascend_sp.graph.sizes import Size, ceil_div, equal
 from ascend_sp.runtime.ops import attention_arguments
 
 STRATEGY = "ascend_sp_strategy"

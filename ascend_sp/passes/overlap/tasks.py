@@ -14,12 +14,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import is_random
-from ascend_sp.passes.cost.estimate import Estimator
-from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.graph.context import is_random
+from ascend_sp.graph.cost.estimate import Estimator
+from ascend_sp.graph.emitter import ORIGIN
 from ascend_sp.passes.overlap.scheduler import Task
-from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS
-from ascend_sp.runtime.ops import attention
+from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS, attention
 
 aten = torch.ops.aten
 MOVES = frozenset(

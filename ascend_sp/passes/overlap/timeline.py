@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import fx
 
-from ascend_sp.passes.context import source_line
-from ascend_sp.passes.cost.estimate import Estimator
+from ascend_sp.graph.context import source_line
+from ascend_sp.graph.cost.estimate import Estimator
 from ascend_sp.passes.overlap.scheduler import Run, Task, simulate, waits
 from ascend_sp.passes.overlap.tasks import program
 

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import HigherOrderOperator, tree_map
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, same_strides
-from ascend_sp.passes.sharding import redistribute
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph._pytorch import HigherOrderOperator, tree_map
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter, same_strides
+from ascend_sp.graph.layout import (
     GLOBAL_SHAPES,
     INPUTS,
     PARTIAL,
@@ -27,9 +26,10 @@ from ascend_sp.passes.sharding.layout import (
     Shard,
     same,
 )
+from ascend_sp.graph.sizes import as_size
+from ascend_sp.passes.sharding import redistribute
 from ascend_sp.passes.sharding.plan import Plan, operand_nodes, shapes
 from ascend_sp.passes.sharding.propagate import PLAN
-from ascend_sp.passes.sizes import as_size
 
 
 def materialise_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import tree_leaves, tree_map
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
+from ascend_sp.graph._pytorch import tree_leaves, tree_map
+from ascend_sp.graph.layout import REPLICATE, Placement, Shard
+from ascend_sp.graph.sizes import Size, as_shape, as_size
 from ascend_sp.passes.sharding.rules import Call, Local, Operand, Reshard, Unsupported
-from ascend_sp.passes.sizes import Size, as_shape, as_size
 
 
 @dataclass

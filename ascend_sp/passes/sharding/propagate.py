@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import OpOverload, encoder_layer, flex_attention
-from ascend_sp.passes.context import PassContext, source_line
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph._pytorch import OpOverload, encoder_layer, flex_attention
+from ascend_sp.graph.context import PassContext, source_line
+from ascend_sp.graph.layout import (
     REPLICATE,
     Placement,
     Seam,

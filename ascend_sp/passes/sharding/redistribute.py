@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.sharding.layout import Sequence, Shard
-from ascend_sp.passes.sizes import Size, product
-from ascend_sp.runtime import collectives
+from ascend_sp.graph import collectives
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.layout import Sequence, Shard
+from ascend_sp.graph.sizes import Size, product
 from ascend_sp.runtime.topology import Topology
 
 

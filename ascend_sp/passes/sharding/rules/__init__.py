@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import sympy
 
-from ascend_sp.passes._pytorch import is_pointwise, tree_leaves
-from ascend_sp.passes.context import is_random
-from ascend_sp.passes.sharding.layout import Shard
+from ascend_sp.graph._pytorch import is_pointwise, tree_leaves
+from ascend_sp.graph.context import is_random
+from ascend_sp.graph.layout import Shard
+from ascend_sp.graph.sizes import Size, has_unbacked
 from ascend_sp.passes.sharding.rules import (  # noqa: F401
     attention,
     convolution,
@@ -31,7 +32,6 @@ from ascend_sp.passes.sharding.rules.base import (
     rule,
 )
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
-from ascend_sp.passes.sizes import Size, has_unbacked
 
 UNKNOWN = "a size in it is known only when the program runs"
 

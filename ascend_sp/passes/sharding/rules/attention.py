@@ -6,9 +6,9 @@ becomes `split_attention`, and the Ulysses pass trades the split of the sequence
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Sequence, Shard, at_dim
+from ascend_sp.graph.layout import REPLICATE, Placement, Sequence, Shard, at_dim
+from ascend_sp.graph.sizes import Size, equal
 from ascend_sp.passes.sharding.rules.base import Answer, Call, Local, Operand, Unsupported, rule
-from ascend_sp.passes.sizes import Size, equal
 from ascend_sp.runtime.ops import attention as attention_op
 from ascend_sp.runtime.ops import split_attention
 

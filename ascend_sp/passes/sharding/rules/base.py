@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ascend_sp.passes._pytorch import OpOverload, tree_leaves
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Seam, Shard
-from ascend_sp.passes.sizes import Size, product
+from ascend_sp.graph._pytorch import OpOverload, tree_leaves
+from ascend_sp.graph.layout import REPLICATE, Placement, Seam, Shard
+from ascend_sp.graph.sizes import Size, product
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Placement, Shard, same
+from ascend_sp.graph.layout import PARTIAL, REPLICATE, Placement, Shard, same
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -14,7 +15,6 @@ from ascend_sp.passes.sharding.rules.base import (
     can_zero_padding,
     rule,
 )
-from ascend_sp.passes.sizes import equal
 
 aten = torch.ops.aten
 

@@ -7,7 +7,8 @@ positions (``npu_scaled_masked_softmax``) has no rule, and runs on whole tensors
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import Shard
+from ascend_sp.graph.layout import Shard
+from ascend_sp.graph.sizes import same_shape
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -21,7 +22,6 @@ from ascend_sp.passes.sharding.rules.base import (
 )
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
 from ascend_sp.passes.sharding.rules.reductions import layer_norm
-from ascend_sp.passes.sizes import same_shape
 
 WEIGHT = "the weight of a norm is sharded"
 ROWS = "a norm runs over the sequence"

@@ -6,7 +6,8 @@ formats, whose scales come in blocks, and ops for groups of rows (experts).
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import Placement, Shard
+from ascend_sp.graph.layout import Placement, Shard
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -20,7 +21,6 @@ from ascend_sp.passes.sharding.rules.base import (
     rule_by_name,
 )
 from ascend_sp.passes.sharding.rules.quantised import SCALES, WEIGHT, of_rows, rows_lead
-from ascend_sp.passes.sizes import equal
 
 GROUPS = "rows are quantised in groups"
 CHANNELS = "the channels of what is quantised are sharded"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard, same
+from ascend_sp.graph.layout import REPLICATE, Placement, Shard, same
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.sharding.rules.base import Answer, Call, Local, Operand, Reshard, rule
-from ascend_sp.passes.sizes import equal
 
 aten = torch.ops.aten
 

@@ -10,7 +10,8 @@ which stays whole. Weights, and all that belongs to them, are whole.
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
+from ascend_sp.graph.layout import REPLICATE, Placement, Shard
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -22,7 +23,6 @@ from ascend_sp.passes.sharding.rules.base import (
     rows,
     rule_by_name,
 )
-from ascend_sp.passes.sizes import equal
 
 WEIGHT = "a quantised weight, or the channels that it multiplies, are sharded"
 SCALES = "the scales of a quantised product are not one for each row"

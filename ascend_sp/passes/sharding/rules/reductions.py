@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Shard
+from ascend_sp.graph.layout import PARTIAL, REPLICATE, Shard
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,

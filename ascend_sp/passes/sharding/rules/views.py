@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph.layout import (
     Placement,
     Sequence,
     Shard,
@@ -14,6 +14,7 @@ from ascend_sp.passes.sharding.layout import (
     local_shape,
     reshaped,
 )
+from ascend_sp.graph.sizes import Size, as_size, equal, total
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -24,7 +25,6 @@ from ascend_sp.passes.sharding.rules.base import (
     rule,
     unary,
 )
-from ascend_sp.passes.sizes import Size, as_size, equal, total
 
 aten = torch.ops.aten
 
