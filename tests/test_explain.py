@@ -42,13 +42,13 @@ def test_it_says_what_a_compile_does() -> None:
     from ascend_sp.compiler.report.facts import collectives
 
     facts = ("op", "dtype", "numel", "bytes")
-    expected = [tuple(row[k] for k in facts) for row in collectives(program)]
-    assert [tuple(row[k] for k in facts) for row in report.collectives] == expected
+    expected = [tuple(getattr(row, k) for k in facts) for row in collectives(program)]
+    assert [tuple(getattr(row, k) for k in facts) for row in report.collectives] == expected
     assert len(report.attentions) == 2 and not report.whole
-    assert {a["runs_as"] for a in report.attentions} == {"sdpa"}
-    assert all("transformer_flux.py" in a["called_at"] for a in report.attentions)
+    assert {a.runs_as for a in report.attentions} == {"sdpa"}
+    assert all("transformer_flux.py" in a.called_at for a in report.attentions)
     assert report.target == "inductor" and not found.remarks
-    assert [n["text"] for n in report.notes] == [n.text for n in ctx.notes]
+    assert [n.text for n in report.notes] == [n.text for n in ctx.notes]
 
     # The model is as it was, and runs.
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -72,8 +72,8 @@ def test_weights_of_a_class_of_their_own_stay_what_they_are(tmp_path: Path) -> N
     program, _ = compile_rank(captured, 0, 2, ascend_sp.Config(strategy="separate"))
     from ascend_sp.compiler.report.facts import collectives
 
-    said = [(row["op"], row["bytes"]) for row in report.collectives]
-    assert said == [(row["op"], row["bytes"]) for row in collectives(program)]
+    said = [(row.op, row.bytes) for row in report.collectives]
+    assert said == [(row.op, row.bytes) for row in collectives(program)]
     (code,) = tmp_path.glob("graph_*/rank_0/00_captured.py")
     products = len(captured.gm.graph.find_nodes(op="call_function", target=INT_MM))
     linears = sum(isinstance(m, nn.Linear) for m in model.modules())

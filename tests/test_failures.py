@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from ascend_sp.compiler import ladder
 from ascend_sp.compiler.report.ranges import Interpreter
+from ascend_sp.graph.origin import set_origin
 from ascend_sp.runtime.stopped import Program, Where, where
 from processes import run, values
 from toy import SelfAttention
@@ -187,7 +188,7 @@ def test_where_a_run_stopped(interpreted: bool) -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
     op = graph.call_function(torch.ops.ascend_sp_tests.refuses.default, (x,))
-    op.meta["ascend_sp_origin"] = "ulysses(attention_1)"
+    set_origin(op, "ulysses", "attention_1")
     op.meta["stack_trace"] = 'File "model.py", line 3, in forward\n    y = attend(x)'
     graph.output(graph.call_function(fails, (op,)))
     gm = fx.GraphModule(nn.Module(), graph)

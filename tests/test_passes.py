@@ -14,7 +14,8 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
 from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.layout import REPLICATE, Shard
-from ascend_sp.passes.sharding.propagate import PLAN, propagate
+from ascend_sp.passes.sharding.plan import Plan
+from ascend_sp.passes.sharding.propagate import propagate
 from ascend_sp.runtime.errors import ConfigError, VerificationError
 from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS, WAIT, attention, split_attention
 from simulator import capture, compile_rank, simulate
@@ -341,7 +342,8 @@ def test_only_optional_passes_may_be_skipped() -> None:
 def test_plan_is_left_for_the_next_pass() -> None:
     captured = capture(Tiny(), torch.randn(1, 5, 8))
     _, ctx = compile_rank(captured, 0, 2, passes=only("propagate_sharding"))
-    assert ctx.analysis[PLAN].seeds
+    plan = ctx.results.get(Plan)
+    assert plan is not None and plan.seeds
 
 
 @pytest.mark.parametrize("skip", [(), ("schedule_collectives",)])

@@ -14,7 +14,7 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES
 from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.layout import Shard
-from ascend_sp.passes.sharding.propagate import PLAN
+from ascend_sp.passes.sharding.plan import Plan
 from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import STARTS, attention, split_attention
 from random_blocks import build
@@ -79,7 +79,7 @@ def collectives(gm: fx.GraphModule) -> list[tuple]:
 def kinds_of_attention(captured: Captured, ctx: PassContext) -> Counter:
     """How the attentions of a program run. A whole one has its reason in the notes."""
     found: Counter = Counter()
-    for node, answer in ctx.analysis[PLAN].answers.items():
+    for node, answer in ctx.results.get(Plan).answers.items():
         if node.target in (attention, split_attention) and isinstance(answer.outputs[0], Shard):
             if answer.op is split_attention:
                 found["all-to-all"] += 1

@@ -20,7 +20,7 @@ from ascend_sp.compiler.numerics.check import NumericCheck
 from ascend_sp.compiler.pipeline import capture_attention, optional_passes
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.ranges import ranged
-from ascend_sp.graph.context import Note, PassContext, source_line
+from ascend_sp.graph.context import Note, NoteKind, PassContext, source_line
 from ascend_sp.runtime import guards, peers, replicas, stalls
 from ascend_sp.runtime.errors import AscendSPError, ConfigError, RankMismatchError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
@@ -179,7 +179,7 @@ def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) 
         # Its groups may be others than ours, so our ranks have nothing to compare either.
         ctx.topology = replace(SINGLE, ranks=(ctx.topology.ranks[ctx.topology.rank],))
         ctx.note(
-            "unsharded",
+            NoteKind.UNSHARDED,
             node,
             "the model is tensor-parallel already: the graph is compiled for one rank, and its "
             "sequence is not split",

@@ -176,7 +176,7 @@ class _Watcher:
                 target=target.name,
                 converts=target.converts if ctx.device == DEVICE else None,
                 notes=list(ctx.notes),
-                analysis=dict(ctx.analysis),
+                results=ctx.results.copy(),
             )
             if ctx.device == DEVICE and target.missing(ctx.ascend) and not last:
                 continue

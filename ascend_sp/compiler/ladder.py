@@ -19,11 +19,11 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.numerics.check import NumericCheck
 from ascend_sp.compiler.pipeline import compile_aten
 from ascend_sp.compiler.report.diagnostics import Dump
-from ascend_sp.compiler.report.facts import collectives
+from ascend_sp.compiler.report.facts import Collective, collectives
 from ascend_sp.compiler.targets import Runnable, Target
 from ascend_sp.graph.border import border
-from ascend_sp.graph.context import Note, PassContext, line_of, source_line
-from ascend_sp.graph.emitter import ORIGIN
+from ascend_sp.graph.context import Note, NoteKind, PassContext, line_of, source_line
+from ascend_sp.graph.origin import made_by
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import LoweringError
 from ascend_sp.runtime.ops import STARTS, WAIT
@@ -67,8 +67,11 @@ def lower(
             ctx,
             target=target.name,
             converts=target.converts,
-            notes=[*ctx.notes, *(Note("target", name, "lowering", w, "") for name, w in refused)],
-            analysis=dict(ctx.analysis),
+            notes=[
+                *ctx.notes,
+                *(Note(NoteKind.TARGET, name, "lowering", w, "") for name, w in refused),
+            ],
+            results=ctx.results.copy(),
         )
         lacks = target.missing(ctx.ascend)
         if lacks:
@@ -104,22 +107,22 @@ def _pass_by_pass(
     )
 
 
-def _rows(found: list[dict[str, Any]]) -> list[str]:
+def _rows(found: list[Collective]) -> list[str]:
     """What this rank does together with the others, in order."""
-    return [f"{_payload(r)}, {r['origin']}" for r in found]
+    return [f"{_payload(r)}, {r.origin}" for r in found]
 
 
-def _payload(row: dict[str, Any]) -> str:
-    return f"{row['name']} of {row['numel']} {row['dtype']}"
+def _payload(row: Collective) -> str:
+    return f"{row.name} of {row.numel} {row.dtype}"
 
 
-def _calls(gm: fx.GraphModule, found: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    rows = {r["name"]: _payload(r) for r in found}
+def _calls(gm: fx.GraphModule, found: list[Collective]) -> list[tuple[str, str]]:
+    rows = {r.name: _payload(r) for r in found}
     out = []
     for node in gm.graph.nodes:
         if node.target in STARTS:
             where = source_line(node)
-            rows[node.name] += f" ({node.meta.get(ORIGIN, '')}{', at ' if where else ''}{where})"
+            rows[node.name] += f" ({made_by(node)}{', at ' if where else ''}{where})"
             out.append((node.target._opname, rows[node.name]))
         elif node.target is WAIT:
             (started,) = node.all_input_nodes
@@ -130,7 +133,7 @@ def _calls(gm: fx.GraphModule, found: list[dict[str, Any]]) -> list[tuple[str, s
 def _ops(gm: fx.GraphModule) -> Callable[[str], Op | None]:
     """The other ops by name; of the nodes, which targets change, only what is needed is kept."""
     known = {
-        n.name: (n.target, n.meta.get(ORIGIN, ""), n.meta.get("stack_trace"))
+        n.name: (n.target, made_by(n), n.meta.get("stack_trace"))
         for n in gm.graph.nodes
         if n.op == "call_function"
     }

@@ -13,7 +13,8 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.verify import verify
 from ascend_sp.graph.context import PassContext
-from ascend_sp.graph.emitter import ORIGIN, Emitter
+from ascend_sp.graph.emitter import Emitter
+from ascend_sp.graph.origin import origin_of, set_origin
 from ascend_sp.passes.capture_attention import capture_attention
 from ascend_sp.passes.choose_strategy import choose_strategy
 from ascend_sp.passes.decompose_complex import decompose_complex
@@ -202,7 +203,8 @@ def _run_users(p: Pass, gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     for node in found.graph.nodes:
         if node.op == "call_function" and "val" not in node.meta:
             emit.refresh(node)
-            node.meta.setdefault(ORIGIN, f"{p.name}({node.name})")
+            if origin_of(node) is None:
+                set_origin(node, p.name, node)
     return found
 
 

@@ -10,8 +10,6 @@ import torch
 
 from ascend_sp.graph.context import PassContext
 
-BORDER = "complex inputs and outputs"
-
 
 @dataclass(frozen=True)
 class Border:
@@ -46,5 +44,4 @@ class Border:
 
 def border(ctx: PassContext) -> Border:
     """What this compile did to complex inputs and outputs."""
-    found = ctx.analysis.get(BORDER)
-    return found if isinstance(found, Border) else Border()
+    return ctx.results.get(Border) or Border()

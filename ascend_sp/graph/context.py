@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
 
+from ascend_sp.graph.attention import Attention
 from ascend_sp.graph.cost.device import find
 from ascend_sp.graph.cost.estimate import Estimator
 from ascend_sp.graph.layout import PLACEMENTS, REPLICATE
+from ascend_sp.graph.origin import exchange_of
 from ascend_sp.runtime.npu import DEVICE, Ascend
-from ascend_sp.runtime.ops import attention_arguments
 from ascend_sp.runtime.topology import SINGLE, Topology
 
+T = TypeVar("T")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>.+)')
-
-IMPLEMENTATIONS = "implementations"
-"""Key of ``ctx.analysis``: what became of each attention; see `PassContext.runs_as`."""
 
 
 def source_line(node: fx.Node) -> str:
@@ -62,13 +62,35 @@ def is_random(target: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
+class NoteKind(str, Enum):
+    """What a note is about, in the order of the page, with the heading that it has there."""
+
+    TARGET = "target", "Targets that could not take the graph"
+    UNSHARDED = "unsharded", "Not split, and why"
+    GATHER = "gather", "Gathered"
+    RESHARD = "reshard", "Moved between splits"
+    ALL_REDUCE = "all_reduce", "Sums over ranks"
+    STRATEGY = "strategy", "Strategies that were not possible"
+    COMPLEX = "complex", "Complex numbers left"
+    ATTENTION = "attention", "In detail"
+
+    heading: str
+
+    def __new__(cls, value: str, heading: str) -> NoteKind:
+        """A member is a string, so that JSON can hold it."""
+        made = str.__new__(cls, value)
+        made._value_, made.heading = value, heading
+        return made
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
 @dataclass(frozen=True)
 class Note:
     """Something that a person should know about one node."""
 
-    kind: str
-    """``target``, ``attention``, ``unsharded``, ``gather``, ``reshard``, ``all_reduce`` or
-    ``complex``."""
+    kind: NoteKind
     node: str
     op: str
     text: str
@@ -77,6 +99,57 @@ class Note:
     def __str__(self) -> str:
         where = f"\n    at {self.source}" if self.source else ""
         return f"{self.kind}: {self.node} ({self.op}): {self.text}{where}"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What became of an attention."""
+
+    node: str
+    exchange: str
+    """Name of the attention of which it is a part, if rows and heads changed hands for that one."""
+    local: bool
+    """Whether it attends rows of this rank without an exchange, all that they attend to at hand."""
+    runs_as: str
+    heads: str
+    """Number and width, ``24 x 128``."""
+    mask: str
+    queries: str
+    keys: str
+    source: str
+    called_at: str
+
+    @property
+    def attention(self) -> str:
+        """Name of the user's attention."""
+        return self.exchange or self.node
+
+
+class Results:
+    """What passes leave for later ones and for the report, by its type."""
+
+    def __init__(self, found: Mapping[type, list[Any]] | None = None) -> None:
+        self._found = {kind: list(all_) for kind, all_ in (found or {}).items()}
+
+    def add(self, result: object) -> None:
+        """Leave one more of its kind."""
+        self._found.setdefault(type(result), []).append(result)
+
+    def put(self, result: object) -> None:
+        """Leave the only one of its kind."""
+        self._found[type(result)] = [result]
+
+    def all(self, kind: type[T]) -> list[T]:
+        """All of a kind, in the order in which they were left."""
+        return list(self._found.get(kind, ()))
+
+    def get(self, kind: type[T]) -> T | None:
+        """The one that was left last; None if there is none."""
+        return self._found[kind][-1] if self._found.get(kind) else None
+
+    def copy(self) -> Results:
+        """The same results; what is added to one is not in the other."""
+        return Results(self._found)
 
 
 @dataclass
@@ -105,8 +178,7 @@ class PassContext:
     static_inputs: frozenset[str] = frozenset()
     """Names of the placeholders that are parameters or buffers."""
     notes: list[Note] = field(default_factory=list)
-    analysis: dict[str, Any] = field(default_factory=dict)
-    """Results that one pass leaves for a later one, by name."""
+    results: Results = field(default_factory=Results)
 
     @property
     def npu_graph(self) -> bool:
@@ -125,26 +197,26 @@ class PassContext:
 
     def runs_as(self, attention: fx.Node, implementation: str) -> None:
         """Put in the report what a node that attends has become."""
-        given = attention_arguments(attention)
-        q, k = (given[x].meta["val"].shape for x in ("q", "k"))
-        mask = given["attn_mask"]
+        given = Attention.of(attention)
+        q, k = (x.meta["val"].shape for x in (given.q, given.k))
+        mask = given.attn_mask
         shape = "no" if mask is None else str(list(mask.meta["val"].shape))
-        self.analysis.setdefault(IMPLEMENTATIONS, []).append(
-            {
-                # What an earlier pass made of one of the user's nodes is called after that pass.
-                "node": attention.meta.get("ascend_sp_origin", attention.name),
+        self.results.add(
+            Implementation(
+                node=attention.name,
+                exchange=exchange_of(attention),
                 # Placed is what runs without an exchange: rows of this rank, or all of them.
-                "local": any(p != REPLICATE for p in attention.meta.get(PLACEMENTS, ())),
-                "runs_as": implementation,
-                "heads": f"{q[-3] if len(q) > 2 else 1} x {q[-1]}",
-                "mask": "causal" if given["is_causal"] else shape,
-                "queries": str(q[-2]),
-                "keys": str(k[-2]),
-                "source": source_line(attention),
-                "called_at": caller_line(attention),
-            }
+                local=any(p != REPLICATE for p in attention.meta.get(PLACEMENTS, ())),
+                runs_as=implementation,
+                heads=f"{q[-3] if len(q) > 2 else 1} x {q[-1]}",
+                mask="causal" if given.is_causal else shape,
+                queries=str(q[-2]),
+                keys=str(k[-2]),
+                source=source_line(attention),
+                called_at=caller_line(attention),
+            )
         )
 
-    def note(self, kind: str, node: fx.Node, text: str) -> None:
+    def note(self, kind: NoteKind, node: fx.Node, text: str) -> None:
         """Put a line about `node` in the report."""
         self.notes.append(Note(kind, node.name, str(node.target), text, source_line(node)))

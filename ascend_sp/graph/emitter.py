@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sympy
@@ -22,14 +22,12 @@ from ascend_sp.graph._pytorch import (
     tree_leaves,
     tree_map,
 )
+from ascend_sp.graph.origin import set_origin
 from ascend_sp.graph.sizes import Size, as_size
 
 aten = torch.ops.aten
 
 VIEWS = (aten.view.default, aten._unsafe_view.default)
-
-ORIGIN = "ascend_sp_origin"
-"""Meta key: which pass made a node, and from which node of the user's program."""
 
 
 class Emitter:
@@ -59,6 +57,26 @@ class Emitter:
         finally:
             self._origin = before
 
+    def after(self, x: fx.Node, *, origin: fx.Node | None = None) -> AbstractContextManager[None]:
+        """`at` the first place behind `x` and the inputs."""
+        node = x.next
+        while node.op == "placeholder":
+            node = node.next
+        return self.at(node, origin=origin)
+
+    def replace(self, node: fx.Node, new: fx.Node) -> None:
+        """Put `new` in the place of `node`, in the memory order that users of `node` count on.
+
+        What ascend_sp knows of `node` (placements, whole shapes, where it comes from) goes over to
+        `new`.
+        """
+        with self.at(node):
+            if isinstance(node.meta["val"], torch.Tensor):
+                new = self.restride(new, node.meta["val"].stride())
+        new.meta.update({k: v for k, v in node.meta.items() if k.startswith("ascend_sp")})
+        node.replace_all_uses_with(new)
+        self.graph.erase_node(node)
+
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """Append ``target(*args, **kwargs)`` at the current place.
 
@@ -70,7 +88,7 @@ class Emitter:
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
                 if key in self._origin.meta:
                     node.meta[key] = self._origin.meta[key]
-            node.meta[ORIGIN] = f"{self.pass_name}({self._origin.name})"
+            set_origin(node, self.pass_name, self._origin)
         try:
             self.refresh(node)
         except Exception:
@@ -212,7 +230,7 @@ class Emitter:
                 out = sympy_interp(OptimizedPythonReferenceAnalysis, env, expr)
             for node in self.graph.nodes:
                 if node not in seen:
-                    node.meta[ORIGIN] = f"{self.pass_name}(size)"
+                    set_origin(node, self.pass_name, "size")
                     self.refresh(node)
             self._exprs[expr] = out.node
         return self._exprs[expr]

@@ -18,8 +18,8 @@ import torch
 from torch import fx
 
 from ascend_sp.graph._pytorch import tree_leaves, tree_map
-from ascend_sp.graph.border import BORDER, Border
-from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.border import Border
+from ascend_sp.graph.context import NoteKind, PassContext
 from ascend_sp.graph.emitter import VIEWS, Emitter, same_strides
 
 aten = torch.ops.aten
@@ -105,7 +105,7 @@ Parts = tuple[fx.Node, fx.Node]
 def decompose_complex(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Rewrite all complex arithmetic of `gm`; `border` says how to call the result."""
     if any(_is_complex(n) for n in gm.graph.nodes):
-        ctx.analysis[BORDER] = _Decomposition(gm, ctx).run()
+        ctx.results.put(_Decomposition(gm, ctx).run())
     return gm
 
 
@@ -208,7 +208,7 @@ class _Decomposition:
 
     def _keep(self, node: fx.Node) -> None:
         """Leave an op as it is, between complex tensors made for it."""
-        self.ctx.note("complex", node, "has no real form here and runs on complex tensors")
+        self.ctx.note(NoteKind.COMPLEX, node, "has no real form here and runs on complex tensors")
         with self.emit.at(node):
             whole = {
                 x: self._call(aten.complex.default, *self.parts[x])

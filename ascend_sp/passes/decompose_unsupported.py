@@ -28,8 +28,7 @@ def decompose_unsupported(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModul
             with emit.at(node):
                 new = _replacement(emit, node, ctx)
             if new is not None:
-                node.replace_all_uses_with(new)
-                gm.graph.erase_node(node)
+                emit.replace(node, new)
     return gm
 
 

@@ -20,7 +20,7 @@ from ascend_sp.passes.overlap.tasks import (
     program,
     relink,
 )
-from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines, timeline
+from ascend_sp.passes.overlap.timeline import Timelines, timeline
 
 
 def schedule_collectives(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
@@ -31,15 +31,17 @@ def schedule_collectives(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule
     first = timeline(given, estimator, made=False, limited=False)
     relink(best)
     memory = Memory(given)
-    ctx.analysis[TIMELINES] = Timelines(
-        first,
-        timeline(best, estimator, made=ctx.overlap, limited=limited),
-        estimator.device.name,
-        memory.peak(given),
-        memory.peak(best),
-        ctx.memory_budget,
-        limited,
-        ctx.overlap,
+    ctx.results.put(
+        Timelines(
+            first,
+            timeline(best, estimator, made=ctx.overlap, limited=limited),
+            estimator.device.name,
+            memory.peak(given),
+            memory.peak(best),
+            ctx.memory_budget,
+            limited,
+            ctx.overlap,
+        )
     )
     return gm
 

@@ -38,10 +38,9 @@ def unfuse_bias(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             rows = emit.call(aten.unsqueeze.default, product, 0)
             added = emit.call(aten.add.Tensor, rows, bias)
             new = emit.call(aten.squeeze.dim, added, 0)
-        for made in (product, new):
-            made.meta |= {k: node.meta[k] for k in (PLACEMENTS, GLOBAL_SHAPES) if k in node.meta}
-        node.replace_all_uses_with(new)
-        gm.graph.erase_node(node)
+        # The product has the rows of the result.
+        product.meta |= {k: node.meta[k] for k in (PLACEMENTS, GLOBAL_SHAPES) if k in node.meta}
+        emit.replace(node, new)
     return gm
 
 

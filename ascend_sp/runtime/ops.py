@@ -7,11 +7,9 @@ outputs. The opaque op keeps the call as the user made it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 
 from ascend_sp.runtime.npu import DEVICE
 
@@ -102,12 +100,3 @@ split_attention = torch.ops.ascend_sp.split_attention.default
 It has a shape but no implementation, so that a program in which it is left over cannot run. The
 mask is whole, ``[..., S, T]``.
 """
-
-
-def attention_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an `attention` or `split_attention` node by name, defaults included."""
-    given: dict[str, Any] = {}
-    for i, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        by_name = node.kwargs.get(a.name, a.default_value)
-        given[a.name] = node.args[i] if i < len(node.args) else by_name
-    return given

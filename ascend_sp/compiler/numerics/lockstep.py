@@ -7,7 +7,6 @@ most values can be compared without any communication.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +17,8 @@ from torch import Tensor, fx
 
 from ascend_sp.graph._pytorch import tree_leaves
 from ascend_sp.graph.context import source_line
-from ascend_sp.graph.emitter import ORIGIN
 from ascend_sp.graph.layout import PLACEMENTS, REPLICATE, Partial, Placement, Shard
+from ascend_sp.graph.origin import exchange_of, made_by
 from ascend_sp.graph.sizes import Size, as_size
 from ascend_sp.runtime.topology import Topology
 
@@ -35,7 +34,6 @@ Far above what another order of summation does to a deep model, far below what a
 """
 COARSEST = 0.2
 """The same for dtypes of eight bits and fewer."""
-_RESULT = re.compile(r"ulysses\((.+)\)")
 _SUSPECTS = 200
 
 
@@ -182,9 +180,9 @@ def _counterpart(node: fx.Node, theirs: dict[str, fx.Node]) -> fx.Node | None:
     """The node of the model's graph that means the same: of the same name, or an attention's."""
     if node.op != "call_function":
         return None
-    result = _RESULT.fullmatch(str(node.meta.get(ORIGIN, "")))
-    if result and PLACEMENTS in node.meta:
-        return theirs.get(result[1])
+    attention = exchange_of(node)
+    if attention and PLACEMENTS in node.meta:
+        return theirs.get(attention)
     return theirs.get(node.name)
 
 
@@ -266,7 +264,7 @@ def _way(node: fx.Node, right: set[fx.Node]) -> tuple[str, ...]:
 
 
 def _said(node: fx.Node) -> str:
-    origin = node.meta.get(ORIGIN)
+    origin = made_by(node)
     return f"{node.name} ({node.target}{f', made by {origin}' if origin else ''})"
 
 

@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import fx
@@ -31,11 +31,11 @@ from ascend_sp.compiler.report.facts import Report, collectives, report
 from ascend_sp.compiler.report.page import summary
 from ascend_sp.compiler.report.picture import picture
 from ascend_sp.compiler.report.runnable import change, counts, script
-from ascend_sp.graph.context import IMPLEMENTATIONS, PassContext, source_line
-from ascend_sp.graph.emitter import ORIGIN
+from ascend_sp.graph.context import Implementation, PassContext, source_line
 from ascend_sp.graph.layout import GLOBAL_SHAPES, PLACEMENTS
-from ascend_sp.passes.overlap.timeline import TIMELINES, chrome_trace
-from ascend_sp.passes.ulysses import EXCHANGES
+from ascend_sp.graph.origin import made_by
+from ascend_sp.passes.overlap.timeline import Timelines, chrome_trace
+from ascend_sp.passes.ulysses import Exchange
 
 log = logging.getLogger(__name__)
 """``TORCH_LOGS="ascend_sp"`` shows the page of each graph, ``"+ascend_sp"`` the graphs as well."""
@@ -119,16 +119,18 @@ class Dump:
         if self.folder is None and not trace_enabled() and not self.wanted and not shown:
             return
         self.report = report(gm, ctx, self.number, options, graph_breaks(), list(_recompiles))
-        r, lines = self.report, ctx.analysis.get(TIMELINES)
+        r, lines = self.report, ctx.results.get(Timelines)
         self._make("placements.txt", lambda: placement_table(gm))
-        self._make("collectives.json", lambda: json.dumps(r.collectives, indent=1))
+        self._make(
+            "collectives.json", lambda: json.dumps([asdict(c) for c in r.collectives], indent=1)
+        )
         if lines is not None:
             self._make("timeline.json", lambda: json.dumps(chrome_trace(lines)))
         self._make("dataflow.svg", lambda: picture(gm, r, lines))
         text = summary(self.report)
         self.write("summary.md", text)
         self._trace("ascend_sp_summary", text)
-        self._trace("ascend_sp_collectives", json.dumps(r.collectives), "json")
+        self._trace("ascend_sp_collectives", json.dumps([asdict(c) for c in r.collectives]), "json")
         log.info("%s", text)
 
     def finish_times(self) -> None:
@@ -170,15 +172,15 @@ class Dump:
 
 def count_up(gm: fx.GraphModule, ctx: PassContext) -> None:
     """Add a compiled graph to PyTorch's counters of compiles."""
-    became = ctx.analysis.get(IMPLEMENTATIONS, ())
-    exchanged = {f"ulysses({e.name})" for e in ctx.analysis.get(EXCHANGES, ())}
+    became = ctx.results.all(Implementation)
+    exchanged = {e.name for e in ctx.results.all(Exchange)}
     # Of those that have all keys where the queries are, nothing travels.
-    local = {a["node"] for a in became if a["local"]} - exchanged
+    local = {a.attention for a in became if a.local} - exchanged
     count("graphs")
     count("attentions_split", len(exchanged) + len(local))
-    count("attentions", len({a["node"] for a in became}))
+    count("attentions", len({a.attention for a in became}))
     for row in collectives(gm):
-        count(row["op"])
+        count(row.op)
 
 
 def trace_enabled() -> bool:
@@ -191,12 +193,9 @@ def placement_table(gm: fx.GraphModule) -> str:
     lines = []
     for node in gm.graph.nodes:
         if PLACEMENTS not in node.meta:
-            origin = node.meta.get(ORIGIN, "")
-            lines.append(f"{node.name:40} {'-':28} {origin} {source_line(node)}")
+            lines.append(f"{node.name:40} {'-':28} {made_by(node)} {source_line(node)}")
             continue
         places = ", ".join(str(p) for p in node.meta[PLACEMENTS])
         sizes = ", ".join(str(list(s)) for s in node.meta[GLOBAL_SHAPES])
-        lines.append(
-            f"{node.name:40} {places:28} {sizes} {node.meta.get(ORIGIN, '')} {source_line(node)}"
-        )
+        lines.append(f"{node.name:40} {places:28} {sizes} {made_by(node)} {source_line(node)}")
     return "\n".join(lines) + "\n"

@@ -3,43 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import fx
 
-from ascend_sp.graph.context import IMPLEMENTATIONS, PassContext, source_line
-from ascend_sp.graph.emitter import ORIGIN
+from ascend_sp.graph.context import Implementation, Note, PassContext, source_line
 from ascend_sp.graph.layout import PLACEMENTS, REPLICATE
-from ascend_sp.passes.choose_strategy import CHOICES
-from ascend_sp.passes.overlap.copies import copies
-from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines
-from ascend_sp.passes.ulysses import EXCHANGES
+from ascend_sp.graph.origin import exchange_of, made_by
+from ascend_sp.passes.choose_strategy import Choice
+from ascend_sp.passes.overlap.copies import Copies, copies
+from ascend_sp.passes.overlap.timeline import Timelines, Totals, Transfer
+from ascend_sp.passes.ulysses import Exchange
 from ascend_sp.runtime.ops import STARTS
 from ascend_sp.runtime.versions import Software, software
 
 
+@dataclass(frozen=True)
+class Collective:
+    """A collective of one rank's program."""
+
+    name: str
+    op: str
+    dtype: str
+    numel: int | str
+    """Elements that this rank sends; an expression where sizes are symbols."""
+    bytes: int | str
+    """The same in bytes, or ``"symbolic"``."""
+    origin: str
+    """What made it: ``pass(node)``."""
+    attention: str
+    """Name of the attention whose rows and heads it exchanges; empty for others."""
+    source: str
+    seconds: float = 0.0
+    """How long the link needs, by estimate."""
+    exposed_seconds: float = 0.0
+    """How long the device stands still for it."""
+    why_exposed: str = ""
+
+
+@dataclass(frozen=True)
+class Split(Exchange):
+    """An attention whose rows and heads change hands, and what that costs."""
+
+    all_to_alls: int
+    runs_as: str
+    called_at: str
+    bytes: int
+    """What a rank puts into its all-to-alls."""
+    hidden: float
+    """Share of their time that is hidden behind compute, by estimate."""
+    copies: Copies | None
+
+
 @dataclass
 class Report:
-    """Facts of one graph on one rank; plain values, so that JSON can hold them."""
+    """Facts of one graph on one rank."""
 
     graph: int
     rank: int
     ranks: int
     target: str
-    attentions: list[dict[str, Any]]
-    """Each attention whose rows and heads change hands."""
-    local: list[dict[str, Any]]
+    attentions: list[Split]
+    local: list[Implementation]
     """Each attention of a rank's own rows, or batch, that needs no exchange: all keys are there."""
-    whole: list[dict[str, Any]]
+    whole: list[Implementation]
     """Each attention that runs on whole tensors, on every rank."""
-    collectives: list[dict[str, Any]]
-    """In program order; see `collectives`."""
-    overlap: dict[str, Any]
-    """Estimates of a step; empty on one rank."""
-    strategies: list[dict[str, Any]]
+    collectives: list[Collective]
+    """In program order."""
+    overlap: Totals | None
+    """Estimates of a step; None on one rank."""
+    strategies: list[Choice]
     """What was compared for the attentions of one kind."""
-    notes: list[dict[str, str]]
+    notes: list[Note]
     ops: dict[str, int]
     """How many ops the program has that are sharded, and that every rank runs alike."""
     graph_breaks: dict[str, int]
@@ -56,7 +92,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values."""
-        return asdict(self)
+        return asdict(self) | {"strategies": [c.to_json() for c in self.strategies]}
 
 
 def report(
@@ -77,33 +113,32 @@ def report(
         breaks: why Dynamo has broken graphs, and how often.
         recompiles: why code was compiled once more.
     """
-    lines: Timelines | None = ctx.analysis.get(TIMELINES)
+    lines = ctx.results.get(Timelines)
     around = copies(gm.graph.nodes, ctx.estimator()) if lines else {}
     rows = collectives(gm)
     if lines:
-        told = {row["name"]: row for row in lines.after.rows()}
-        rows = [row | told.get(row["name"], {}) for row in rows]
-    became: dict[str, list[dict[str, Any]]] = {}
-    for a in ctx.analysis.get(IMPLEMENTATIONS, ()):
-        became.setdefault(a["node"], []).append(a)
+        of = {t.node.name: t for t in lines.after.transfers}
+        rows = [_estimated(row, of[row.name]) if row.name in of else row for row in rows]
+    became: dict[str, list[Implementation]] = {}
+    for a in ctx.results.all(Implementation):
+        became.setdefault(a.attention, []).append(a)
     attentions = []
-    for exchange in ctx.analysis.get(EXCHANGES, ()):
-        origin = f"ulysses({exchange.name})"
-        own = [r for r in rows if r["origin"] == origin]
+    for exchange in ctx.results.all(Exchange):
+        own = [r for r in rows if r.attention == exchange.name]
         # A pipelined one has become several; the first speaks for all.
-        ran = next(iter(became.pop(origin, ())), {})
-        exposed = sum(r.get("exposed_seconds", 0.0) for r in own)
-        travel = sum(r.get("seconds", 0.0) for r in own)
+        ran = next(iter(became.pop(exchange.name, ())), None)
+        exposed = sum(r.exposed_seconds for r in own)
+        travel = sum(r.seconds for r in own)
         attentions.append(
-            asdict(exchange)
-            | {
-                "all_to_alls": len(own),
-                "runs_as": ran.get("runs_as", ""),
-                "called_at": ran.get("called_at", exchange.source),
-                "bytes": sum(r["bytes"] for r in own if isinstance(r["bytes"], int)),
-                "hidden": 1 - exposed / travel if travel else 1.0,
-                "copies": asdict(around[exchange.name]) if exchange.name in around else {},
-            }
+            Split(
+                **vars(exchange),
+                all_to_alls=len(own),
+                runs_as=ran.runs_as if ran else "",
+                called_at=ran.called_at if ran else exchange.source,
+                bytes=sum(r.bytes for r in own if isinstance(r.bytes, int)),
+                hidden=1 - exposed / travel if travel else 1.0,
+                copies=around.get(exchange.name),
+            )
         )
     rest = [a for same in became.values() for a in same]
     return Report(
@@ -112,12 +147,12 @@ def report(
         ranks=ctx.topology.size,
         target=ctx.target,
         attentions=attentions,
-        local=[a for a in rest if a["local"]],
-        whole=[a for a in rest if not a["local"]],
+        local=[a for a in rest if a.local],
+        whole=[a for a in rest if not a.local],
         collectives=rows,
-        overlap=lines.totals() if lines else {},
-        strategies=[c.to_json() for c in ctx.analysis.get(CHOICES, ())],
-        notes=[asdict(n) for n in ctx.notes],
+        overlap=lines.totals() if lines else None,
+        strategies=ctx.results.all(Choice),
+        notes=list(ctx.notes),
         ops=_ops(gm),
         graph_breaks=breaks,
         recompiles=recompiles,
@@ -126,26 +161,32 @@ def report(
     )
 
 
-def collectives(gm: fx.GraphModule) -> list[dict[str, Any]]:
-    """Every collective in program order: op, elements and bytes that this rank sends."""
+def collectives(gm: fx.GraphModule) -> list[Collective]:
+    """Every collective in program order, without estimates."""
     rows = []
     for node in gm.graph.nodes:
         if node.target not in STARTS:
             continue
         value = node.args[0].meta["val"]
         numel = value.numel()
+        known = isinstance(numel, int)
         rows.append(
-            {
-                "name": node.name,
-                "op": node.target._opname,
-                "dtype": str(value.dtype),
-                "numel": int(numel) if isinstance(numel, int) else str(numel),
-                "bytes": (numel * value.element_size() if isinstance(numel, int) else "symbolic"),
-                "origin": node.meta.get(ORIGIN, ""),
-                "source": source_line(node),
-            }
+            Collective(
+                name=node.name,
+                op=node.target._opname,
+                dtype=str(value.dtype),
+                numel=numel if known else str(numel),
+                bytes=numel * value.element_size() if known else "symbolic",
+                origin=made_by(node),
+                attention=exchange_of(node),
+                source=source_line(node),
+            )
         )
     return rows
+
+
+def _estimated(row: Collective, t: Transfer) -> Collective:
+    return replace(row, seconds=t.seconds, exposed_seconds=t.exposed, why_exposed=t.why)
 
 
 def is_sharded(node: fx.Node) -> bool | None:
@@ -154,7 +195,7 @@ def is_sharded(node: fx.Node) -> bool | None:
     if places is not None:
         return not all(p == REPLICATE for p in places)
     # What ulysses made is a rank's own; the rest came later and takes after what it reads.
-    return True if node.meta.get(ORIGIN, "").startswith("ulysses(") else None
+    return True if exchange_of(node) else None
 
 
 def _ops(gm: fx.GraphModule) -> dict[str, int]:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 
-from ascend_sp.compiler.report.facts import Report
+from ascend_sp.compiler.report.facts import Report, Split
 from ascend_sp.compiler.report.ranges import WORDS
+from ascend_sp.graph.context import Implementation, Note, NoteKind
+from ascend_sp.passes.choose_strategy import Choice
 
-NOTES = {
-    "target": "Targets that could not take the graph",
-    "unsharded": "Not split, and why",
-    "gather": "Gathered",
-    "reshard": "Moved between splits",
-    "all_reduce": "Sums over ranks",
-    "strategy": "Strategies that were not possible",
-    "complex": "Complex numbers left",
-}
-"""Kinds of notes, in the order of the page."""
 COLUMNS = (
     *("n", "rows", "heads", "mask", "travels", "all-to-alls", "sent", "hidden", "runs as"),
     "called at",
@@ -39,12 +31,12 @@ def summary(r: Report, *, short: bool = False) -> str:
         *_headline(r),
         "",
         *_attentions(r, short),
-        *_notes(r.notes),
+        *_notes(r.notes, [k for k in NoteKind if k is not NoteKind.ATTENTION]),
         *_breaks(r),
     ]
     if short:
         return "\n".join(lines)
-    lines += [*_time(r), *_strategies(r.strategies), *_notes(r.notes, {"attention": "In detail"})]
+    lines += [*_time(r), *_strategies(r.strategies), *_notes(r.notes, [NoteKind.ATTENTION])]
     if r.seconds:
         slowest = sorted(r.seconds.items(), key=lambda item: -item[1])
         total = sum(r.seconds.values())
@@ -75,8 +67,8 @@ def duration(seconds: float) -> str:
 def _headline(r: Report) -> list[str]:
     """What was sharded and how, in three sentences."""
     n, whole = len(r.attentions) + len(r.local), len(r.whole)
-    count = Counter(WORDS.get(row["op"], row["op"]) for row in r.collectives)
-    known = sum(row["bytes"] for row in r.collectives if isinstance(row["bytes"], int))
+    count = Counter(WORDS.get(row.op, row.op) for row in r.collectives)
+    known = sum(row.bytes for row in r.collectives if isinstance(row.bytes, int))
     if r.ranks == 1:
         first = f"One rank: nothing is split. {whole} attentions."
     elif n + whole == 0:
@@ -94,24 +86,23 @@ def _headline(r: Report) -> list[str]:
     o = r.overlap
     if o:
         lines.append(
-            f"Estimated for {o['device']}: a step takes {duration(o['step_after'])}, of which the "
-            f"device waits {o['waits_after']:.1%}; collectives take {duration(o['travel_after'])}, "
-            f"of which {o['hidden_after']:.0%} is hidden behind compute."
+            f"Estimated for {o.device}: a step takes {duration(o.step_after)}, of which the "
+            f"device waits {o.waits_after:.1%}; collectives take {duration(o.travel_after)}, "
+            f"of which {o.hidden_after:.0%} is hidden behind compute."
         )
         if r.one_rank:
             lines.append(
                 f"On one device it would take {duration(r.one_rank)}: "
-                f"{r.one_rank / o['step_after']:.2f} times as long."
+                f"{r.one_rank / o.step_after:.2f} times as long."
             )
     return ["  \n".join(lines)]
 
 
 def _attentions(r: Report, short: bool) -> list[str]:
     """A table with a line for each kind of attention; `short`: sentences, for narrow screens."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[Split, list[Split]] = {}
     for row in r.attentions:
-        key = {k: v for k, v in row.items() if k not in ("name", "hidden")}
-        kinds.setdefault(str(key), []).append(row)
+        kinds.setdefault(replace(row, name="", hidden=0.0), []).append(row)
     rows = [_split(same) for same in kinds.values()]
     for text, n in Counter(_unsent(a, r.ranks) for a in (*r.local, *r.whole)).items():
         rows.append((str(n), *text))
@@ -142,19 +133,19 @@ def _attentions(r: Report, short: bool) -> list[str]:
     return lines
 
 
-def _split(same: list[dict[str, Any]]) -> tuple[str, ...]:
+def _split(same: list[Split]) -> tuple[str, ...]:
     a = same[0]
-    heads = a["heads"] if a["heads"] == a["kv_heads"] else f"{a['heads']}/{a['kv_heads']}"
-    rows = a["queries"] if a["queries"] == a["keys"] else f"{a['queries']}, {a['keys']}"
-    hidden = sorted(s["hidden"] for s in same)
+    heads = a.heads if a.heads == a.kv_heads else f"{a.heads}/{a.kv_heads}"
+    rows = a.queries if a.queries == a.keys else f"{a.queries}, {a.keys}"
+    hidden = sorted(s.hidden for s in same)
     told = f"{hidden[0]:.0%}"
     if hidden[-1] - hidden[0] >= 0.005:
         told += f" .. {hidden[-1]:.0%}"
     return (
-        *(str(len(same)), rows, f"{heads} x {a['width']}"),
-        "causal" if a["causal"] else a["mask"],
-        *(a["strategy"], str(a["all_to_alls"]), size(a["bytes"]), told),
-        *(a["runs_as"], place(a["called_at"])),
+        *(str(len(same)), rows, f"{heads} x {a.width}"),
+        "causal" if a.causal else a.mask,
+        *(a.strategy, str(a.all_to_alls), size(a.bytes), told),
+        *(a.runs_as, place(a.called_at)),
     )
 
 
@@ -168,11 +159,11 @@ def _sentence(row: tuple[str, ...]) -> str:
     return f"- {', '.join(told)}; runs as {runs_as}; called at {where}"
 
 
-def _unsent(a: Mapping[str, Any], ranks: int) -> tuple[str, ...]:
-    rows = a["queries"] if a["queries"] == a["keys"] else f"{a['queries']}, {a['keys']}"
-    where = place(a["called_at"])
-    travels = "-" if ranks == 1 else STAYS if a["local"] else WHOLE
-    return (rows, a["heads"], a["mask"], travels, "0", "", "", a["runs_as"], where)
+def _unsent(a: Implementation, ranks: int) -> tuple[str, ...]:
+    rows = a.queries if a.queries == a.keys else f"{a.queries}, {a.keys}"
+    where = place(a.called_at)
+    travels = "-" if ranks == 1 else STAYS if a.local else WHOLE
+    return (rows, a.heads, a.mask, travels, "0", "", "", a.runs_as, where)
 
 
 def _time(r: Report) -> list[str]:
@@ -183,28 +174,28 @@ def _time(r: Report) -> list[str]:
     lines = [
         "## Time, by estimate",
         "",
-        f"- compute {duration(o['compute_after'])}, collectives {duration(o['travel_after'])}, of "
-        f"these hidden {o['hidden_after']:.0%}; in the order of the program it would be "
-        f"{o['hidden_before']:.0%}",
-        f"- the step takes {o['step_after'] / o['step_before']:.3f} of what it would in the order "
-        f"of the program; intermediate results {o['peak_after'] / max(1, o['peak_before']):.2f} of "
-        f"the memory ({size(o['peak_after'])})"
-        + (f"; a faster order was over the budget of {1 + o['budget']:g}" if o["limited"] else ""),
+        f"- compute {duration(o.compute_after)}, collectives {duration(o.travel_after)}, of "
+        f"these hidden {o.hidden_after:.0%}; in the order of the program it would be "
+        f"{o.hidden_before:.0%}",
+        f"- the step takes {o.step_after / o.step_before:.3f} of what it would in the order "
+        f"of the program; intermediate results {o.peak_after / max(1, o.peak_before):.2f} of "
+        f"the memory ({size(o.peak_after)})"
+        + (f"; a faster order was over the budget of {1 + o.budget:g}" if o.limited else ""),
     ]
-    total: Counter = Counter()
+    total: dict[str, float] = defaultdict(float)
     number: Counter = Counter()
     for row in r.collectives:
-        if row.get("exposed_seconds", 0.0) > 0:
-            why = row["why_exposed"].split(":")[0]
-            total[why] += row["exposed_seconds"]
+        if row.exposed_seconds > 0:
+            why = row.why_exposed.split(":")[0]
+            total[why] += row.exposed_seconds
             number[why] += 1
     lines += [
-        f"- not hidden: {number[why]} collectives, {s / o['step_after']:.1%} of the step: {why}"
-        for why, s in total.most_common()
+        f"- not hidden: {number[why]} collectives, {s / o.step_after:.1%} of the step: {why}"
+        for why, s in sorted(total.items(), key=lambda item: -item[1])
     ]
     copies: Counter = Counter()
     for a in r.attentions:
-        copies.update(a["copies"])
+        copies.update(asdict(a.copies) if a.copies else {})
     if copies:
         lines.append(
             f"- copies for all-to-alls: {copies['packing']} to pack, {copies['packing_alone']} of "
@@ -214,33 +205,33 @@ def _time(r: Report) -> list[str]:
     return [*lines, ""]
 
 
-def _strategies(rows: list[dict[str, Any]]) -> list[str]:
+def _strategies(rows: list[Choice]) -> list[str]:
     """What was compared, a line for each kind of attention."""
     lines = []
     for row in rows:
-        if len(row["estimates"]) + len(row["refused"]) < 2:
+        if len(row.estimates) + len(row.refused) < 2:
             continue
-        best = min(row["estimates"].values(), default=0.0)
-        told = [f"{name} {t / best - 1:+.1%}" for name, t in row["estimates"].items() if best]
+        best = min(row.estimates.values(), default=0.0)
+        told = [f"{name} {t / best - 1:+.1%}" for name, t in row.estimates.items() if best]
         why: dict[str, list[str]] = {}
-        for name, reason in row["refused"].items():
+        for name, reason in row.refused.items():
             why.setdefault(reason, []).append(name)
         told += [f"not {' or '.join(names)} ({reason})" for reason, names in why.items()]
-        how = "asked for" if row["forced"] else "chosen"
-        lines.append(f"- {row['n']} x {row['strategy']}, {how}; the step with {', '.join(told)}")
+        how = "asked for" if row.forced else "chosen"
+        lines.append(f"- {len(row.nodes)} x {row.strategy}, {how}; the step with {', '.join(told)}")
     return ["## How heads and rows change hands", "", *lines, ""] if lines else []
 
 
-def _notes(notes: list[dict[str, str]], titles: Mapping[str, str] = NOTES) -> list[str]:
+def _notes(notes: list[Note], kinds: Iterable[NoteKind]) -> list[str]:
     lines = []
-    for kind, title in titles.items():
+    for kind in kinds:
         same: dict[tuple[str, str], list[str]] = {}
         for n in notes:
             # Of what is split, the table has said it all.
-            if n["kind"] == kind and not n["text"].startswith("sharded;"):
-                same.setdefault((f"({n['op']}): {n['text']}", n["source"]), []).append(n["node"])
+            if n.kind == kind and not n.text.startswith("sharded;"):
+                same.setdefault((f"({n.op}): {n.text}", n.source), []).append(n.node)
         if same:
-            lines += [f"## {title} ({sum(map(len, same.values()))})", ""]
+            lines += [f"## {kind.heading} ({sum(map(len, same.values()))})", ""]
             for (text, source), nodes in same.items():
                 who = nodes[0] if len(nodes) == 1 else f"{len(nodes)} x {nodes[0]} .. {nodes[-1]}"
                 lines.append(f"- {who} {text}" + (f"\n    at {known(source)}" if source else ""))

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from ascend_sp.compiler._pytorch import profiling
 from ascend_sp.graph.context import caller_line
-from ascend_sp.graph.emitter import ORIGIN
+from ascend_sp.graph.origin import origin_of
 from ascend_sp.runtime.ops import STARTS, WAIT, attention
 
 WORDS = {
@@ -62,8 +62,8 @@ def names(gm: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def _of(node: fx.Node) -> str:
-    origin = node.meta.get(ORIGIN, "")
-    made = f" of {origin.partition('(')[2].removesuffix(')')}" if origin else ""
+    origin = origin_of(node)
+    made = f" of {origin.of}" if origin else ""
     place = caller_line(node).split(": ")[0].rsplit("/", 1)[-1]
     return made + (f" at {place}" if place else "")
 

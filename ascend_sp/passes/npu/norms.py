@@ -53,9 +53,7 @@ def fuse_rms_norm(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
                 weight = _cast(emit, weight, x.meta["val"].dtype)
             both = emit.call(op, x, weight, found.eps)
             new = emit.call(operator.getitem, both, 0)
-            new = _cast(emit, new, found.result.meta["val"].dtype)
-            new = emit.restride(new, found.result.meta["val"].stride())
-        found.result.replace_all_uses_with(new)
+            emit.replace(found.result, _cast(emit, new, found.result.meta["val"].dtype))
     gm.graph.eliminate_dead_code()
     return gm
 

@@ -35,8 +35,7 @@ def respell_for_ge(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             with emit.at(node):
                 new = respell(emit, node, ctx)
             if new is not None:
-                node.replace_all_uses_with(new)
-                gm.graph.erase_node(node)
+                emit.replace(node, new)
     return gm
 
 

@@ -43,9 +43,7 @@ def fuse_rotary(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             if rows is None:
                 continue
             new = emit.call(op, rows, *tables, mode)
-            new = emit.view(new, as_shape_of(root))
-            new = emit.restride(new, root.meta["val"].stride())
-        root.replace_all_uses_with(new)
+            emit.replace(root, emit.view(new, as_shape_of(root)))
     gm.graph.eliminate_dead_code()
     return gm
 

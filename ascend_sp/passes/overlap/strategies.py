@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from ascend_sp.graph.attention import Attention
 from ascend_sp.graph.emitter import as_shape_of
 from ascend_sp.graph.layout import Sequence
 from ascend_sp.graph.sizes import Size, ceil_div, equal
-from ascend_sp.runtime.ops import attention_arguments
 
 STRATEGY = "ascend_sp_strategy"
 """Meta key of a `split_attention` node: the `Strategy` that was chosen for it."""
@@ -61,7 +61,7 @@ def refusal(
     strategy: Strategy, node: fx.Node, queries: Sequence, keys: Sequence, world: int
 ) -> str:
     """Why the attention `node` cannot take `strategy`, or ``""``."""
-    q, k, v, *_ = attention_arguments(node).values()
+    q, k, v, *_ = Attention.of(node)
     shapes = [as_shape_of(x) for x in (q, k, v)]
     if strategy.kind == "packed":
         same = queries.lengths == keys.lengths and equal(shapes[0][0], shapes[1][0])

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ascend_sp.graph._pytorch import OpOverload, encoder_layer, flex_attention
-from ascend_sp.graph.context import PassContext, source_line
+from ascend_sp.graph.context import NoteKind, PassContext, source_line
 from ascend_sp.graph.layout import (
     REPLICATE,
     Placement,
@@ -34,7 +34,6 @@ from ascend_sp.passes.sharding.seeds import find_seeds, why_whole
 from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import attention as attention_op
 
-PLAN = "sharding plan"
 IN_ONE_OP = {
     encoder_layer: "it is a whole encoder layer in one op. Call "
     "torch.backends.mha.set_fastpath_enabled(False) before compiling, and it is split",
@@ -46,9 +45,9 @@ MAX_CUTS = 32
 
 
 def propagate_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
-    """Decide every placement; the plan goes to ``ctx.analysis[PLAN]``."""
+    """Decide every placement; the `Plan` is left for `materialise_sharding`."""
     plan = propagate(list(gm.graph.nodes), ctx.topology.size, ctx.static_inputs)
-    ctx.analysis[PLAN] = plan
+    ctx.results.put(plan)
     _report(gm.graph, plan, ctx)
     return gm
 
@@ -174,7 +173,7 @@ def _report(graph: fx.Graph, plan: Plan, ctx: PassContext) -> None:
         refusal = plan.refusals.get(node)
         if node.target in IN_ONE_OP:
             text = IN_ONE_OP[node.target]
-            ctx.note("unsharded", node, f"runs whole on every rank: {text}")
+            ctx.note(NoteKind.UNSHARDED, node, f"runs whole on every rank: {text}")
             bad.append((node, text))
             continue
         if node.target is attention_op:
@@ -182,15 +181,15 @@ def _report(graph: fx.Graph, plan: Plan, ctx: PassContext) -> None:
             if found is None or not _sharded(plan, node):
                 why = why_whole(node) or "no operand of its queries could be split"
                 text = refusal.reason if refusal else why
-                ctx.note("unsharded", node, f"runs whole on every rank: {text}")
+                ctx.note(NoteKind.UNSHARDED, node, f"runs whole on every rank: {text}")
                 bad.append((node, text))
             else:
                 text = ", ".join(str(p) for p in found.inputs)
-                ctx.note("attention", node, f"sharded; operands {text}")
+                ctx.note(NoteKind.ATTENTION, node, f"sharded; operands {text}")
             continue
         if refusal is None or not _must_travel(plan, node):
             continue
-        ctx.note("unsharded", node, f"runs on gathered operands: {refusal.reason}")
+        ctx.note(NoteKind.UNSHARDED, node, f"runs on gathered operands: {refusal.reason}")
         if isinstance(refusal, Unsupported) or (last is not None and node < last):
             bad.append((node, refusal.reason))
     if bad and ctx.on_unsharded == "error":

@@ -11,19 +11,16 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx
 
-from ascend_sp.compiler.report.facts import Report, is_sharded
+from ascend_sp.compiler.report.facts import Collective, Report, Split, is_sharded
 from ascend_sp.graph.cost.estimate import is_free
-from ascend_sp.graph.emitter import ORIGIN
+from ascend_sp.graph.origin import origin_of
 from ascend_sp.passes.overlap.timeline import Timelines
 from ascend_sp.runtime.ops import STARTS, WAIT
 
 SHARDED, WHOLE, ATTENTION = "sharded", "whole", "attention"
-_EXCHANGE = re.compile(r"ulysses\((?P<name>.+)\)")
-_LATER = re.compile(r"(lower|fuse)_\w+\(")
 WORDS = {
     "addmm": "linear",
     "mm": "linear",
@@ -58,12 +55,12 @@ class Traffic:
     seconds: float = 0.0
     exposed: float = 0.0
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Collective) -> None:
         """One more, a row of the report."""
         self.count += 1
-        self.bytes += row["bytes"] if isinstance(row["bytes"], int) else 0
-        self.seconds += row.get("seconds", 0.0)
-        self.exposed += row.get("exposed_seconds", 0.0)
+        self.bytes += row.bytes if isinstance(row.bytes, int) else 0
+        self.seconds += row.seconds
+        self.exposed += row.exposed_seconds
 
 
 @dataclass
@@ -105,8 +102,8 @@ class Run:
 
 def stages_of(gm: fx.GraphModule, r: Report, lines: Timelines | None) -> list[Stage]:
     """The stages of a finished program, in order."""
-    rows = {row["name"]: row for row in r.collectives}
-    texts = {a["name"]: _attention(a) for a in r.attentions}
+    rows = {row.name: row for row in r.collectives}
+    texts = {a.name: _attention(a) for a in r.attentions}
     stages: dict[int, Stage] = defaultdict(Stage)
     level: dict[fx.Node, int] = {}
     kind: dict[fx.Node, str] = {}
@@ -115,7 +112,7 @@ def stages_of(gm: fx.GraphModule, r: Report, lines: Timelines | None) -> list[St
     seen: set[str] = set()
     for node in gm.graph.nodes:
         inputs = node.all_input_nodes
-        own = _group(node, group)
+        own = _group(node)
         # An attention without all-to-alls is one rank's own affair, and no border.
         level[node] = max((level[x] + (x in group and not own) for x in inputs), default=0)
         stage = stages[level[node]]
@@ -164,15 +161,10 @@ def fold(stages: Sequence[Stage], longest: int = 4) -> list[Run]:
     return runs
 
 
-def _group(node: fx.Node, group: dict[fx.Node, str]) -> str:
+def _group(node: fx.Node) -> str:
     """The attention that `node` was made for."""
-    origin = node.meta.get(ORIGIN, "")
-    found = _EXCHANGE.fullmatch(origin)
-    if found:
-        return found["name"]
-    if _LATER.match(origin):  # made of a node of an attention by a later pass
-        return next((group[x] for x in node.all_input_nodes if x in group), "")
-    return ""
+    origin = origin_of(node)
+    return origin.attention if origin else ""
 
 
 def _count(node: fx.Node, part: Part) -> None:
@@ -215,17 +207,17 @@ def _times(
             continue
         place = where.get(node.name)
         if place is None:
-            found = _EXCHANGE.fullmatch(node.meta.get(ORIGIN, ""))
-            if found is None or found["name"] not in levels:
+            own = _group(node)
+            if own not in levels:
                 continue
-            place = levels[found["name"]], ATTENTION
+            place = levels[own], ATTENTION
         part = stages[place[0]].parts[place[1]]
         part.seconds += task.seconds
         part.costs[_name(node)] += task.seconds
 
 
-def _attention(a: dict[str, Any]) -> str:
-    rows = a["queries"] if a["queries"] == a["keys"] else f"{a['queries']} to {a['keys']}"
-    mask = ", causal" if a["causal"] else f", mask {a['mask']}" if a["mask"] != "no" else ""
-    head = f"{rows} rows, {a['heads']} heads x {a['width']}"
-    return f"{head}\n{a['strategy']}; {a['runs_as']}{mask}"
+def _attention(a: Split) -> str:
+    rows = a.queries if a.queries == a.keys else f"{a.queries} to {a.keys}"
+    mask = ", causal" if a.causal else f", mask {a.mask}" if a.mask != "no" else ""
+    head = f"{rows} rows, {a.heads} heads x {a.width}"
+    return f"{head}\n{a.strategy}; {a.runs_as}{mask}"

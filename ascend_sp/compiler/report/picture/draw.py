@@ -49,7 +49,7 @@ class _Drawing:
         self.out: list[str] = []
         self.cuts: list[float] = []
         parts = [p for run in runs for s in run.every for p in s.parts.values()]
-        self.step = r.overlap.get("step_after") or sum(p.seconds for p in parts)
+        self.step = (r.overlap.step_after if r.overlap else 0) or sum(p.seconds for p in parts)
 
     def svg(self) -> str:
         self._head()
@@ -100,9 +100,9 @@ class _Drawing:
         split = f"{n} attentions split over {r.ranks} ranks" if n else "Nothing is split"
         self._text(LEFT, 32, f"{split}, seen from rank {r.rank}", "t")
         if o:
-            told = f"estimated for {o['device']}: {duration(o['step_after'])} a step, of which the "
-            told += f"device waits {o['waits_after']:.1%}; of the collectives' time "
-            self._text(LEFT, 52, f"{told}{o['hidden_after']:.0%} is hidden behind compute", "s")
+            told = f"estimated for {o.device}: {duration(o.step_after)} a step, of which the "
+            told += f"device waits {o.waits_after:.1%}; of the collectives' time "
+            self._text(LEFT, 52, f"{told}{o.hidden_after:.0%} is hidden behind compute", "s")
         for x, kind, text in (
             (LEFT, WHOLE, "whole tensors, alike on every rank"),
             (LEFT + 235, SHARDED, "this rank's share of the sequence"),

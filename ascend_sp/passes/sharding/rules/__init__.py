@@ -11,9 +11,12 @@ from ascend_sp.graph.context import is_random
 from ascend_sp.graph.layout import Shard
 from ascend_sp.graph.sizes import Size, has_unbacked
 from ascend_sp.passes.sharding.rules import (  # noqa: F401
+    along,
     attention,
     convolution,
+    lookup,
     matmul,
+    norms,
     npu,
     npu_quantised,
     quantised,

@@ -19,8 +19,8 @@ BATCH, HEADS, SEQ, DIM = range(4)
 def attention(call: Call) -> Answer:
     """Ulysses for self and joint attention, no communication for cross attention."""
     q, k, v = call.args[:3]
-    mask = call.argument(3, "attn_mask")
-    causal = call.argument(4, "is_causal", False)
+    mask = call.argument("attn_mask")
+    causal = call.argument("is_causal")
     if (q.ndim, k.ndim, v.ndim) != (4, 4, 4):
         return Unsupported(f"attention over {q.ndim}-D tensors; only [B, H, S, D] is sharded")
     by_batch = _over_batch(q, k, v, mask)

@@ -20,8 +20,8 @@ from ascend_sp.passes.sharding.rules.base import (
     rows,
     rule_by_name,
 )
+from ascend_sp.passes.sharding.rules.norms import layer_norm
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
-from ascend_sp.passes.sharding.rules.reductions import layer_norm
 
 WEIGHT = "the weight of a norm is sharded"
 ROWS = "a norm runs over the sequence"
@@ -63,7 +63,8 @@ def layer_norm_eval(call: Call) -> Answer:
 def gated(call: Call) -> Answer:
     """``[b, s, 2c] -> [b, s, c]``: one half of the channels gates the other."""
     x = call.operands[0]
-    if normal_dim(call.argument(1, "dim", -1), x.ndim) == x.shard.dim:
+    along = call.argument("dim") if call.has("dim") else -1
+    if normal_dim(along, x.ndim) == x.shard.dim:
         return Reshard("the halves of a gate lie along the sequence")
     return rows(call, x.shard, x)
 

@@ -89,7 +89,7 @@ def by_given_scale(call: Call) -> Answer:
     x, *scales = call.operands
     if not rows_lead(x):
         return Reshard(CHANNELS)
-    along = call.argument(4, "axis", 1) if "quantize" in call.op.name() else -1
+    along = call.argument("axis") if "quantize" in call.op.name() else -1
     for scale in scales:
         if scale.ndim > 1 and not equal(scale.numel, 1):
             return Reshard("a scale of several dims")

@@ -67,23 +67,6 @@ def creation(call: Call) -> Answer:
     return Local((call.operands[0].placement,), (REPLICATE,))
 
 
-@rule(aten.cumsum.default, aten.flip.default, aten.roll.default)
-def along_dims(call: Call) -> Answer:
-    """Ops that mix positions along the dims they name, and no others."""
-    x = call.operands[0]
-    split = x.shard
-    name, position = ("dims", 2) if call.op is aten.roll.default else ("dim", 1)
-    if call.op is aten.flip.default:
-        name = "dims"
-    dims = call.argument(position, name, ())
-    dims = [dims] if isinstance(dims, int) else list(dims)
-    if not dims:  # roll without dims flattens first
-        return Reshard("it runs over the flattened tensor")
-    if split.dim in [d % x.ndim for d in dims]:
-        return Reshard("it mixes positions along the sequence")
-    return Local((split,), (split,))
-
-
 @rule(aten.copy.default)
 def copy(call: Call) -> Answer:
     """``([b, s, c], [b, s | 1, c]) -> [b, s, c]``: the second operand broadcast to the first."""
