@@ -1,6 +1,6 @@
 """What the cost model predicts of a step of ascend_sp's programs, beside what the step takes.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m ascend_sp.calibrate --out out/device.json
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m ascend_sp calibrate --out out/device.json
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/predict.py --device out/device.json
 
 fp32, Inductor, one thread a rank. A prediction is two numbers: the sum of all computation, as if

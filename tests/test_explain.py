@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import ascend_sp
-import ascend_sp.explain as command
+from ascend_sp.command import explain as command
 from ascend_sp.compiler._pytorch import FakeTensorMode
 from ascend_sp.compiler.fakes import twins
 from models import flux, flux_inputs, wan

@@ -175,7 +175,7 @@ def test_materialised_graph() -> None:
 
 def test_a_program_with_split_attention_left_over_cannot_run() -> None:
     captured = capture(Tiny(), torch.randn(1, 4, 8))
-    passes = only("propagate_sharding", "materialise_sharding", "lower_attention")
+    passes = only("propagate_sharding", "materialise_sharding")
     gm, _ = compile_rank(captured, 0, 2, passes=passes)
     with pytest.raises(NotImplementedError, match="a pass must expand it"):
         gm(*captured.inputs)
@@ -329,8 +329,21 @@ def test_verification_names_the_pass_and_the_node(bad: Callable, words: str) -> 
 
 def test_passes_are_not_run_before_what_they_require() -> None:
     captured = capture(Tiny(), torch.randn(1, 5, 8))
-    with pytest.raises(AssertionError, match="ulysses requires"):
+    with pytest.raises(VerificationError, match=r"before ulysses .* has no placement"):
         compile_rank(captured, 0, 2, passes=only("ulysses"))
+
+
+def test_what_a_pass_ensures_holds_after_every_later_one() -> None:
+    captured = capture(Tiny(), torch.randn(1, 5, 8))
+
+    def undo(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+        for node in gm.graph.find_nodes(op="call_function", target=attention):
+            node.target = split_attention
+        return gm
+
+    passes = (*only("propagate_sharding", "materialise_sharding", "ulysses"), Pass(undo))
+    with pytest.raises(VerificationError, match="after undo it must hold that no attention needs"):
+        compile_rank(captured, 0, 2, Config(verify=False), passes=passes)
 
 
 def test_only_optional_passes_may_be_skipped() -> None:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from ascend_sp.compiler import _pytorch, ladder
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.numerics.check import NumericCheck
-from ascend_sp.compiler.pipeline import capture_attention, optional_passes
+from ascend_sp.compiler.pipeline import capture_attention, inexact_passes, optional_passes
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.ranges import ranged
 from ascend_sp.graph.context import Note, NoteKind, PassContext, source_line
@@ -161,6 +161,7 @@ def _numeric_check(
         f"graph {dump.number}",
         config.target,
         optional_passes(),
+        inexact_passes(),
         config.check_timeout,
         dump,
     )

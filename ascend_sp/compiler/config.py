@@ -190,7 +190,7 @@ class Config:
     cost_model: str = _option(
         "auto",
         str,
-        f"auto, {', '.join(DEVICES)}, or a file that ascend_sp.calibrate wrote",
+        f"auto, {', '.join(DEVICES)}, or a file that `ascend_sp calibrate` wrote",
         "The device whose rates the estimates stand on; auto goes by the device that is there.",
     )
     pre_passes: tuple[Callable[..., Any], ...] = _option(

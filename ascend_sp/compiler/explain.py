@@ -53,7 +53,7 @@ def explain(
         args: what it is called with.
         explain_options: ``ranks`` (default 2), the number of ranks; ``rank`` (0), the one to look
             at; ``device``, what they are: ``"npu"``, ``"cpu"``, ``"cuda"``, the name of a card
-            (``"910B4"``) or a file that ``python -m ascend_sp.calibrate`` wrote, by default what
+            (``"910B4"``) or a file that ``python -m ascend_sp calibrate`` wrote, by default what
             the model is on, an NPU if that is ``meta``; and every option of the backend but
             ``degree`` and ``mesh``. ``verify`` is off unless asked for, since it takes time.
         kwargs: what it is called with.

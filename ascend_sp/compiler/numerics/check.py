@@ -75,6 +75,8 @@ class NumericCheck:
     target: str
     optional: Sequence[str]
     """Passes that `skip_passes` may name."""
+    inexact: Sequence[str]
+    """Passes that may change last bits."""
     timeout: float
     dump: Dump
     snapshots: list[Snapshot] = field(default_factory=list)
@@ -197,6 +199,10 @@ class NumericCheck:
                 allowed,
             )
             lines += self._first(self._told(asdict(found) if found else None))
+            rounds = [p for p in guilty.passes if p in self.inexact]
+            if rounds:
+                names = ", ".join(rounds)
+                lines.append(f"By design {names} may change last bits; this is more than that.")
             lines.append(self._way_around(guilty.passes))
         lines.append(
             "This is a fault of ascend_sp: please report it, with what ASCEND_SP_DUMP_DIR writes."

@@ -123,7 +123,7 @@ class DeviceModel:
 
 
 OPTIONAL = frozenset({"link_launch", "link_work", "sources"})
-_REMEDY = "Write it with `python -m ascend_sp.calibrate --out FILE`."
+_REMEDY = "Write it with `python -m ascend_sp calibrate --out FILE`."
 
 
 def _rate(rates: Mapping[str, float], dtype: torch.dtype) -> float:
@@ -223,8 +223,8 @@ DEVICES: dict[str, DeviceModel] = {
             link_launch=190e-6,
             link_work=0.46e-9,
             sources=(
-                "measured by ascend_sp.calibrate: two ranks, one core each, of an AMD EPYC (Zen 4) "
-                "with AVX-512, gloo on loopback",
+                "measured by `ascend_sp calibrate`: two ranks, one core each, of an AMD EPYC "
+                "(Zen 4) with AVX-512, gloo on loopback",
             ),
         ),
     )

@@ -1,4 +1,4 @@
-"""Ops that work along dims that they name, and on each row of these alone: softmax, sort, cumsum."""
+"""Ops that work along dims they name, each row of these alone: softmax, sort, cumsum, roll."""
 
 from __future__ import annotations
 

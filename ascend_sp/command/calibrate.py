@@ -1,6 +1,6 @@
 """Measure this machine for the cost model, and write what it reaches to a file.
 
-    torchrun --nproc-per-node 2 -m ascend_sp.calibrate --out device.json
+    torchrun --nproc-per-node 2 -m ascend_sp calibrate --out device.json
 
 All ranks measure at the same time, since they will share caches and memory in a step too. With one
 rank there is no link to measure: the table's numbers of the device are kept.
@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -234,7 +233,7 @@ def _where(device: torch.device, world: int) -> str:
     chip = ascend().soc if device.type == DEVICE else device.type
     threads = f", {torch.get_num_threads()} threads a rank" if device.type == "cpu" else ""
     where = f"{chip}, {world} ranks{threads}, torch {software().torch}"
-    return f"measured by ascend_sp.calibrate: {where}"
+    return f"measured by `ascend_sp calibrate`: {where}"
 
 
 def table(model: DeviceModel, world: int) -> str:
@@ -261,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         ConfigError: the device or the file cannot be used.
     """
-    parser = argparse.ArgumentParser(prog="ascend_sp.calibrate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ascend_sp calibrate", description=__doc__)
     parser.add_argument("--out", required=True, help="the JSON file to write")
     parser.add_argument("--device", choices=DEVICE_TYPES, help="default: the accelerator, or cpu")
     parser.add_argument(
@@ -316,10 +315,3 @@ def _device(kind: str | None) -> torch.device:
     device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
     torch.accelerator.set_device_index(device.index)
     return device
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except ConfigError as e:
-        sys.exit(f"ascend_sp.calibrate: {e}")

@@ -1,7 +1,7 @@
 """What would the backend do with a model at its real size? Asked on a laptop, answered in text.
 
-    python -m ascend_sp.explain FILE.py:function --height 2048 --width 2048 --ranks 8 --device 910B4
-    python -m ascend_sp.explain SomeModel --config config.json --dtype bf16 --ranks 4 \
+    python -m ascend_sp explain FILE.py:function --height 2048 --width 2048 --ranks 8 --device 910B4
+    python -m ascend_sp explain SomeModel --config config.json --dtype bf16 --ranks 4 \
         --input hidden_states=bf16[1,4096,64] --input timestep=bf16[1]
 
 WHAT is a class of diffusers, any other as package.module.Class, or FILE.py:function. A function
@@ -20,7 +20,6 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -78,7 +77,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
-        prog="python -m ascend_sp.explain",
+        prog="python -m ascend_sp explain",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -87,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add("what", metavar="WHAT", help="a class, or FILE.py:function")
     add("--ranks", type=int, default=2, help="devices that share the sequence (default: 2)")
     add("--rank", type=int, default=0, help="the one to look at (default: 0)")
-    add("--device", help="npu, cpu, cuda, a card (910B3, 910B4), or a file of ascend_sp.calibrate")
+    add("--device", help="npu, cpu, cuda, a card (910B3, 910B4), or a file of calibrate")
     add("--dtype", help="of the weights of a class, e.g. bf16")
     add("--config", action="append", default=[], metavar="FILE|NAME=VALUE", help="of a class")
     add("--input", action="append", default=[], metavar="NAME=DTYPE[SHAPE]|NAME=VALUE")
@@ -195,15 +194,3 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
-
-
-class _Callable(ModuleType):
-    """This module takes the name of the function in the package when it is imported."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return explain(*args, **kwargs)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
-sys.modules[__name__].__class__ = _Callable
