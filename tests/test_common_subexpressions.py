@@ -13,9 +13,9 @@ from torch import Tensor, fx
 from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.origin import made_by
 from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
+from checks import worst
 from models import flux, flux_inputs
 from simulator import capture, compile_rank, simulate
-from test_ulysses import worst
 
 
 def calls(gm: fx.GraphModule) -> Counter:

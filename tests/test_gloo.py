@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from checks import collectives_of, error
 from models import flux, flux_inputs, qwen, qwen_inputs, z_image, z_image_inputs
 from processes import run, values
 from toy import SelfAttention
-
-
-def collectives_of(call: Callable[[], Any]) -> dict[str, int]:
-    """The collectives that really run in a call, and anything that reads a value off a tensor."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        call()
-    names = Counter(e.name for e in profile.events())
-    return {
-        name.split("::")[1]: count
-        for name, count in names.items()
-        if name.startswith(("_c10d_functional::", "c10d::")) or "aten::item" in name
-    }
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return ((got - want).abs().max() / want.abs().max()).item()
 
 
 def compile_flux(

@@ -11,36 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
+from ascend_sp.compiler.pipeline import Pass, capture_attention, compile_aten
 from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.layout import REPLICATE, Shard
 from ascend_sp.passes.sharding.plan import Plan
 from ascend_sp.passes.sharding.propagate import propagate
 from ascend_sp.runtime.errors import ConfigError, VerificationError
 from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS, WAIT, attention, split_attention
+from checks import only, text
 from simulator import capture, compile_rank, simulate
 from toy import JointAttention, Modulated, Normed, SelfAttention
-
-
-def text(gm: fx.GraphModule, keep: Callable[[fx.Node], bool] = lambda n: True) -> str:
-    """A line a node: target and shape."""
-    lines = []
-    for n in gm.graph.nodes:
-        if n.op == "call_function" and keep(n):
-            name = str(n.target).removesuffix(".default").split("::")[-1]
-            name = name.removeprefix("aten.").removeprefix("_c10d_functional.")
-            name = name.removeprefix("ascend_sp.")
-            # What PyTorch 2.15 puts behind the product of a linear layer.
-            name = {"_unsafe_view": "view"}.get(name, name)
-            val = n.meta["val"]
-            shape = list(val.shape) if isinstance(val, Tensor) else ""
-            lines.append(f"{name} {shape}".strip())
-    return "\n".join(lines)
-
-
-def only(*names: str) -> tuple[Pass, ...]:
-    return tuple(p for p in PASSES if p.name in names)
-
 
 # capture_attention ------------------------------------------------------------------------------
 

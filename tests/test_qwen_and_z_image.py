@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from ascend_sp.graph.context import PassContext
+from checks import complex_nodes, missing, swapped, worst
 from models import qwen, qwen_inputs, z_image, z_image_inputs
 from simulator import Captured, capture, simulate
-from test_decompose_complex import complex_nodes
-from test_ulysses import missing, swapped, worst
 
 TOLERANCE = 1e-5
 RANKS = (1, 2, 3, 4, 8)

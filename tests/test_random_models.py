@@ -17,6 +17,7 @@ from ascend_sp.graph.layout import Shard
 from ascend_sp.passes.sharding.plan import Plan
 from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import STARTS, attention, split_attention
+from checks import missing, swapped, worst
 from random_blocks import build
 from random_models import (
     MASKS,
@@ -33,7 +34,6 @@ from random_models import (
     simpler,
 )
 from simulator import Break, Captured, capture, compile_rank, run_ranks, simulate
-from test_ulysses import missing, swapped, worst
 
 # Relative to the largest value.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}

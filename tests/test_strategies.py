@@ -18,9 +18,9 @@ from ascend_sp.graph.cost.device import DEVICES
 from ascend_sp.passes.choose_strategy import Choice
 from ascend_sp.passes.overlap.strategies import Strategy, parse
 from ascend_sp.passes.overlap.timeline import Timelines
+from checks import masks, missing, swapped, worst
 from models import flux, flux_inputs, ltx, qwen, qwen_inputs, sd3, wan, z_image, z_image_inputs
 from simulator import capture, compile_rank, simulate
-from test_ulysses import masks, missing, swapped, worst
 from toy import JointAttention, SelfAttention
 
 STRATEGIES = ("separate", "packed", "pipelined:2", "pipelined:3")

@@ -3,7 +3,7 @@ all-to-all is noticed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,22 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from checks import masks, missing, swapped, worst
 from simulator import capture, simulate
 from toy import CrossAttention, HigherOrder, JointAttention, SelfAttention, Sliced
 
 RANKS = st.sampled_from([2, 3, 4, 8])
 TOLERANCE = 1e-5
-
-
-def worst(outputs: Sequence, reference: object) -> float:
-    """Largest difference over all ranks, relative to the largest value; NaN if there is one."""
-    flat = reference if isinstance(reference, (tuple, list)) else (reference,)
-    found = [
-        (got - want).abs().max() / want.abs().max()
-        for out in outputs
-        for got, want in zip(out, flat, strict=True)
-    ]
-    return torch.stack(found).max().item()  # Python's max would lose a NaN
 
 
 def check(
@@ -88,23 +78,6 @@ def test_causal_attention(length: int, ranks: int) -> None:
     check(SelfAttention(12, 3), x, None, True, ranks=ranks, all_to_alls=8)
 
 
-def masks(kind: str, batch: int, heads: int, length: int) -> Tensor:
-    shape = {
-        "B11S": (batch, 1, 1, length),
-        "B1SS": (batch, 1, length, length),
-        "BHSS": (batch, heads, length, length),
-        "SS": (length, length),
-        "1HSS": (1, heads, length, length),
-        "B1S1": (batch, 1, length, 1),
-        "BH1S": (batch, heads, 1, length),
-        "1S": (1, length),
-        "HSS": (heads, length, length),
-    }[kind]
-    mask = torch.rand(shape) > 0.4
-    mask[..., 0] = True
-    return mask
-
-
 @settings(max_examples=14)
 @given(
     kind=st.sampled_from(["B11S", "B1SS", "BHSS", "SS", "1HSS", "B1S1", "BH1S", "1S", "HSS"]),
@@ -151,17 +124,6 @@ def test_a_slice_inside_the_sequence_makes_segments(length: int, share: float, r
 def test_a_higher_order_op_runs_whole_and_all_around_it_is_split() -> None:
     x = torch.randn(1, 13, 16)
     check(HigherOrder(), x, ranks=3, all_to_alls=16, gathers=2)
-
-
-def swapped(rank: int, values: Sequence[Tensor]) -> Tensor:
-    """An all-to-all that hands out the blocks in the wrong order."""
-    size = len(values)
-    return torch.cat([v.chunk(size)[rank] for v in reversed(values)])
-
-
-def missing(rank: int, values: Sequence[Tensor]) -> Tensor:
-    """An all-to-all that does nothing."""
-    return values[rank]
 
 
 @pytest.mark.parametrize("broken", [swapped, missing])

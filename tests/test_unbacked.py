@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import ascend_sp  # noqa: F401
 from ascend_sp.graph.context import PassContext
+from checks import worst
 from processes import run, values
 from simulator import Network, capture, simulate
-from test_ulysses import worst
 from toy import Attention
 
 DIM, HEADS, IMAGE, TEXT = 24, 3, 17, 9
