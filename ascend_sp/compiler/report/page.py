@@ -100,9 +100,9 @@ def _headline(r: Report) -> list[str]:
 
 def _attentions(r: Report, short: bool) -> list[str]:
     """A table with a line for each kind of attention; `short`: sentences, for narrow screens."""
-    kinds: dict[Split, list[Split]] = {}
+    kinds: dict[str, list[Split]] = {}
     for row in r.attentions:
-        kinds.setdefault(replace(row, name="", hidden=0.0), []).append(row)
+        kinds.setdefault(str(replace(row, name="", hidden=0.0)), []).append(row)
     rows = [_split(same) for same in kinds.values()]
     for text, n in Counter(_unsent(a, r.ranks) for a in (*r.local, *r.whole)).items():
         rows.append((str(n), *text))
