@@ -42,7 +42,7 @@ TESTS = [
     *_files("rules", "ulysses", "unfuse_bias", "gloo", "inductor_order", "guards"),
     *_files("other_models", "explain"),
     # What weights are read on to is for the process group to say, and for the build of PyTorch.
-    "tests/test_text_encoder.py::test_weights_are_read_shard_by_shard",
+    "tests/test_text_encoder_weights.py::test_weights_are_read_shard_by_shard",
 ]
 NPU_TESTS = ["tests/cann", "tests/npu"]
 
