@@ -194,7 +194,7 @@ class Looking(nn.Module):
 def test_a_model_that_looks_at_numbers_is_explained_up_to_there() -> None:
     found = ascend_sp.explain(Looking(), torch.randn(1, 5, 12), explain_options={"device": "cpu"})
     assert [len(r.attentions) for r in found.reports] == [2]
-    assert "test_explain.py" in found.remarks[0] and "looks at a number" in str(found)
+    assert "test_explain.py" in found.remarks[0] and "reads a tensor's value" in str(found)
 
 
 def test_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

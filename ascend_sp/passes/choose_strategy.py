@@ -90,7 +90,9 @@ def choose_strategy(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
         names = tuple(n.name for n in nodes)
         choices.append(Choice(names, best, named, refused, asked is not None))
         for name in refused if asked else ():
-            ctx.note("strategy", nodes[0], f"not {name}, as asked: {refused[name]}")
+            ctx.note(
+                "strategy", nodes[0], f"{name} was asked for, and is not possible: {refused[name]}"
+            )
     ctx.analysis[CHOICES] = choices
     return gm
 

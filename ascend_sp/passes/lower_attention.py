@@ -27,10 +27,8 @@ def lower_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     for node in gm.graph.find_nodes(op="call_function", target=attention_op):
         given = attention_arguments(node)
         if spelled_out and ctx.attention == "sdpa":
-            ctx.note(
-                "attention", node, "spelled out in matrix products: Ascend's graphs have no SDPA"
-            )
-        ctx.runs_as(node, "matrix products" if spelled_out else "sdpa")
+            ctx.note("attention", node, "decomposed into matmuls: Ascend's graphs have no SDPA")
+        ctx.runs_as(node, "matmuls" if spelled_out else "sdpa")
         with emit.at(node):
             new = _math(emit, **given) if spelled_out else _sdpa(emit, **given)
             new = emit.restride(new, node.meta["val"].stride())

@@ -45,7 +45,7 @@ def quant_matmul_dequant(call: Call) -> Answer:
     if not rows_lead(x):
         return Reshard(WEIGHT)
     if offset is not None or (scale is None and mode not in (None, "pertoken")):
-        return Reshard("all rows are quantised alike, by what is in them")
+        return Reshard("all rows share a scale that is computed from them")
     return _product(call, x, scale)
 
 
@@ -72,7 +72,7 @@ def dynamic_quant(call: Call) -> Answer:
     if groups is not None:
         return Reshard(GROUPS)
     if mode not in (None, "pertoken"):
-        return Reshard("all rows are quantised alike, by what is in them")
+        return Reshard("all rows share a scale that is computed from them")
     return rows(call, x.shard, x)
 
 
