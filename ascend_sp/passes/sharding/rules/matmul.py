@@ -1,4 +1,4 @@
-"""Matmuls, in factor notation. A sum over the sequence gives a term on each rank: Partial."""
+"""Matmuls. The sequence may be any letter; summed over, it leaves a term on each rank: Partial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elementwise ops with broadcasting: ``([..., s, ...], [..., s | 1, ...]) -> [..., s, ...]``."""
+"""Elementwise ops with broadcasting, and others that keep a shape."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ aten = torch.ops.aten
 
 
 def pointwise(call: Call) -> Answer:
-    """Any op that `is_pointwise`: the largest sharded operand leads, the others follow.
+    """``([..., s, ...], [..., s | 1, ...]) -> [..., s, ...]``; the largest sharded operand leads.
 
     A replicated operand is cut to match, which costs nothing; one that is sharded in another way
-    must travel. Operands of size one in the split dim broadcast and stay whole.
+    is resharded. Operands of size one in the split dim broadcast and stay whole.
     """
     out = call.outputs[0]
     leader = call.leader
@@ -69,7 +69,7 @@ def creation(call: Call) -> Answer:
 
 @rule(aten.cumsum.default, aten.flip.default, aten.roll.default)
 def along_dims(call: Call) -> Answer:
-    """Ops that mix positions along the dims they name, and no others."""
+    """``[b, s, c] -> [b, s, c]``: positions are mixed along the named dims only, not along `s`."""
     x = call.operands[0]
     split = x.shard
     name, position = ("dims", 2) if call.op is aten.roll.default else ("dim", 1)

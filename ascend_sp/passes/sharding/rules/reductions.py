@@ -58,7 +58,7 @@ def reduce(call: Call) -> Answer:
 
 @rule(aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default)
 def softmax(call: Call) -> Answer:
-    """``[b, s, c] -> [b, s, c]`` with the weights adding up over `c`."""
+    """``[b, s, c] -> [b, s, c]``, normalised over `c`."""
     x = call.operands[0]
     if normal_dim(call.argument(1, "dim"), x.ndim) == x.shard.dim:
         return Reshard("softmax runs over the sequence")
@@ -111,7 +111,7 @@ def index_select(call: Call) -> Answer:
 
 @rule(aten.topk.default, aten.sort.default, aten.glu.default)
 def along_one_dim(call: Call) -> Answer:
-    """Ops that work along one dim (the last one, unless told) and on each row by itself."""
+    """``[b, s, c] -> [b, s, c']``: along `c`, each row by itself."""
     x = call.operands[0]
     dim = call.argument(2 if call.op is aten.topk.default else 1, "dim", -1)
     if normal_dim(dim, x.ndim) == x.shard.dim:
