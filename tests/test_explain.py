@@ -139,7 +139,7 @@ def test_attention_to_keys_that_all_ranks_have_counts_as_split() -> None:
     (report,) = found.reports
     assert [len(x) for x in (report.attentions, report.local, report.whole)] == [2, 2, 0]
     assert "4 of 4 attentions are split" in str(found)
-    assert "| no | nothing | 0 |" in str(found)
+    assert "| no | local | 0 |" in str(found)
 
 
 def test_a_model_on_meta_is_explained_for_npus() -> None:
