@@ -56,6 +56,11 @@ format: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python -m ascend_sp.compiler.toggles > docs/toggles.md.new
 	mv docs/toggles.md.new docs/toggles.md
+	$(BIN)/python -m ascend_sp.compiler.rule_table > docs/rules.md.new
+	mv docs/rules.md.new docs/rules.md
+	$(BIN)/python -m ascend_sp explain examples/explain_inputs.py:flux --height 2048 --width 2048 \
+		--ranks 8 --device 910B4 --num_layers 2 --num_single_layers 2 --dump out/docs
+	mv out/docs/graph_0/rank_0/dataflow.svg docs/flux.svg
 
 bench: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 benchmarks/two_ranks.py

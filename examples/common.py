@@ -132,7 +132,7 @@ def world(parser: Parser, device: str | None, minutes: float) -> Iterator[World]
         try:
             import torch_npu  # noqa: F401  (registers the device)
         except ImportError as e:
-            parser.error(f"--device npu needs torch_npu: {e}. Try: pip install 'ascend-sp[npu]'")
+            parser.error(f"--device npu needs torch_npu: {e}. Install it as docs/ascend.md says.")
     if kind == "cpu":
         # One rank is one core, for the single-process runs too: else they would not be comparable.
         torch.set_num_threads(1)

@@ -174,7 +174,7 @@ def _rows(
         ]
     kinds = ", ".join(f"{k} {op}" for op, k in count.items()) or "none"
     rows.append(("collectives in a step", kinds))
-    rows.append(("bytes that a rank puts in, in a step", f"{sent / 2**20:.1f} MiB"))
+    rows.append(("bytes that a rank passes to them", f"{sent / 2**20:.1f} MiB"))
     return rows
 
 

@@ -356,7 +356,7 @@ GOOD = json.loads(DEVICE.to_json())
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", ["no JSON", "calibrate"]),
+        ("{", ["not JSON", "calibrate"]),
         ("[1]", ["[1]", "not a JSON object"]),
         ({"memory": None, "drop": True}, ["lacks memory", "transcendental"]),
         ({"memroy": 1.0}, ["unknown memroy", "memory"]),

@@ -92,7 +92,7 @@ def test_queries_of_unknown_number_run_whole_and_are_told(ranks: int) -> None:
     network, ctx = on_ranks(Block(joint=True).eval(), ranks)
     assert network.calls["all_to_all_single"] == 4
     (note,) = [n for n in ctx.notes if n.kind == "unsharded" and "whole on every" in n.text]
-    assert "a size in it is known only when the program runs" in note.text
+    assert "one of its sizes is known only when the program runs" in note.text
 
 
 def test_one_rank() -> None:

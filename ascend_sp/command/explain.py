@@ -1,4 +1,4 @@
-"""What would the backend do with a model at its real size? Asked on a laptop, answered in text.
+"""Say what the backend would do with a model at its real size, without devices or weights.
 
     python -m ascend_sp explain FILE.py:function --height 2048 --width 2048 --ranks 8 --device 910B4
     python -m ascend_sp explain SomeModel --config config.json --dtype bf16 --ranks 4 \
@@ -161,7 +161,7 @@ def _keywords(words: Sequence[str]) -> dict[str, Any]:
         elif name:
             out[name], name = _literal(word), ""
         else:
-            raise UsageError(f"what is {word!r} for?")
+            raise UsageError(f"{word!r} belongs to no option; write --NAME VALUE.")
     return out
 
 

@@ -44,9 +44,9 @@ def explain(
 ) -> Explanation:
     """Say what ``torch.compile(model, backend="ascend_sp")(*args, **kwargs)`` would do on a rank.
 
-    No process group, no second rank and no device is needed, and no memory for weights: `model`
-    and its arguments may be on the ``meta`` device. They are copied without their numbers and left
-    as they are. Dynamo forgets what it has compiled so far (`torch.compiler.reset`).
+    Needs no process group, no second rank, no device and no memory for weights: `model` and its
+    arguments may be on the ``meta`` device. They are copied without their data, and not changed.
+    What Dynamo has compiled so far is dropped (`torch.compiler.reset`).
 
     Args:
         model: the module; if it is compiled already, what was compiled.
@@ -75,8 +75,8 @@ def explain(
             torch.compile(model, backend=watcher.backend, dynamic=False)(*args, **kwargs)
     except _pytorch.DataDependentOutputException as e:
         watcher.stopped = (
-            f"Explained up to {_place(e)} only: the model's Python looks at a number there, and "
-            "explain has none. What follows is compiled in a real run."
+            f"Explained up to {_place(e)} only: there the model's Python reads a tensor's value, "
+            "which explain does not have. A real run compiles what follows, too."
         )
     except _pytorch.BackendCompilerFailed as e:
         raise e.inner_exception from None
@@ -116,7 +116,7 @@ class Asked:
         options = dict(given)
         for name in ("degree", "mesh"):
             if name in options:
-                raise ConfigError(f"explain makes its own ranks: say ranks=N instead of {name}.")
+                raise ConfigError(f"explain makes its own ranks: pass ranks=N instead of {name}.")
         ranks, rank = options.pop("ranks", 2), options.pop("rank", 0)
         if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
             raise ConfigError(f"explain's ranks is {ranks!r}; it must be a whole number >= 1.")
@@ -200,9 +200,9 @@ class _Watcher:
         if self.asked.kind == DEVICE:
             return [
                 *stopped,
-                "Traced without torch_npu, so its fused attention, norms and rotary embeddings are "
-                "not put in: attention is shown as PyTorch's (sdpa), the rest as single ops. What "
-                "is split, and what is sent, is the same; computing is estimated as too long.",
+                "Traced without torch_npu, so its fused ops are missing: attention is shown as "
+                "PyTorch's (sdpa), norms and rotary embeddings as single ops. What is split and "
+                "sent is the same; the time of compute is overestimated.",
             ]
         return [*stopped, f"Traced for {self.traced_on}, since there is no {self.asked.kind}."]
 

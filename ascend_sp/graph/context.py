@@ -68,11 +68,11 @@ class NoteKind(str, Enum):
     TARGET = "target", "Targets that could not take the graph"
     UNSHARDED = "unsharded", "Not split, and why"
     GATHER = "gather", "Gathered"
-    RESHARD = "reshard", "Moved between splits"
+    RESHARD = "reshard", "Resharded"
     ALL_REDUCE = "all_reduce", "Sums over ranks"
     STRATEGY = "strategy", "Strategies that were not possible"
     COMPLEX = "complex", "Complex numbers left"
-    ATTENTION = "attention", "In detail"
+    ATTENTION = "attention", "Attention in detail"
 
     heading: str
 

@@ -88,7 +88,11 @@ def choose_strategy(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
         names = tuple(n.name for n in nodes)
         ctx.results.add(Choice(names, best, named, refused, asked is not None))
         for name in refused if asked else ():
-            ctx.note(NoteKind.STRATEGY, nodes[0], f"not {name}, as asked: {refused[name]}")
+            ctx.note(
+                NoteKind.STRATEGY,
+                nodes[0],
+                f"{name} was asked for, and is not possible: {refused[name]}",
+            )
     return gm
 
 

@@ -208,7 +208,11 @@ class _Decomposition:
 
     def _keep(self, node: fx.Node) -> None:
         """Leave an op as it is, between complex tensors made for it."""
-        self.ctx.note(NoteKind.COMPLEX, node, "has no real form here and runs on complex tensors")
+        self.ctx.note(
+            NoteKind.COMPLEX,
+            node,
+            "cannot be rewritten in real numbers, and runs on complex tensors",
+        )
         with self.emit.at(node):
             whole = {
                 x: self._call(aten.complex.default, *self.parts[x])

@@ -30,9 +30,9 @@ def lower_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             ctx.note(
                 NoteKind.ATTENTION,
                 node,
-                "spelled out in matrix products: Ascend's graphs have no SDPA",
+                "decomposed into matmuls: Ascend's graphs have no SDPA",
             )
-        ctx.runs_as(node, "matrix products" if spelled_out else "sdpa")
+        ctx.runs_as(node, "matmuls" if spelled_out else "sdpa")
         with emit.at(node):
             emit.replace(node, _math(emit, given) if spelled_out else _sdpa(emit, given))
     return gm

@@ -86,8 +86,8 @@ def sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
     """
     if not isinstance(mesh, DeviceMesh):
         raise TopologyError(
-            f"mesh must be a torch DeviceMesh, not {type(mesh).__name__}. Of a ProcessGroup, "
-            "DeviceMesh.from_group(group, device_type) makes one."
+            f"mesh must be a torch DeviceMesh, not {type(mesh).__name__}. For a ProcessGroup, "
+            "pass DeviceMesh.from_group(group, device_type)."
         )
     if mesh.ndim == 1:
         return mesh

@@ -163,7 +163,7 @@ def _check(
         if not any(is_excluded(n, [e]) for n in names):
             some = [f.name for f in found][:4]
             raise TextEncoderError(
-                f"exclude names {e!r}, and no module of {name} is called that. Such are {some}."
+                f"exclude names {e!r}, and {name} has no such module. It has, for example, {some}."
             )
     if not found:
         reasons = "; ".join(f"{n or '(root)'}: {r}" for n, r in list(whole.items())[:8])

@@ -163,9 +163,9 @@ class Proof:
         s = self.structure
         return TextEncoderError(
             f"{self.name or 'the encoder'} ({type(self.live).__name__}) was taken for "
-            f"{s.described(self.shares)}, and this is not right: {what}. Load the "
+            f"{s.described(self.shares)}, which is wrong: {what}. Load the "
             f"encoder again and call parallelize_text_encoder(..., exclude=[{self.name!r}]) to "
-            "leave it whole; a * in the name covers its like in other layers."
+            "leave it whole; a * in the name matches the same module of other layers."
         )
 
 

@@ -32,7 +32,7 @@ from ascend_sp.runtime.topology import Topology
 STEP = guards.Step(
     "compares the numbers of a run",
     "differ in the numbers of a run",
-    "They died, or did not come to this run: all ranks must call the model equally often.",
+    "They died, or did not start this run: all ranks must call the model the same number of times.",
     " (option check_timeout)",
 )
 WAYS_AROUND = {
@@ -114,8 +114,8 @@ class NumericCheck:
         random = next((n for n in self.original.graph.nodes if is_random(n.target)), None)
         if random is not None:
             warnings.warn(
-                f"ascend_sp: check_numerics leaves {self.name} out: {random.target} draws random "
-                f"numbers, other ones in each run. At {source_line(random)}",
+                f"ascend_sp: check_numerics skips {self.name}: {random.target} draws random "
+                f"numbers, which differ from run to run. At {source_line(random)}",
                 stacklevel=2,
             )
             return run
@@ -134,9 +134,9 @@ class NumericCheck:
                         self._blame(values, want, errors, max(allowed, NOISE * noise))
                     warnings.warn(
                         f"ascend_sp: {self.name}, run {self._runs}: results differ by {worst:.2g}, "
-                        f"more than {allowed:g}. But the last bit of each value of the "
-                        f"model's own graph is worth {noise:.2g} in them, so no fault can be told "
-                        "from rounding on these inputs. Try it in float32.",
+                        f"more than {allowed:g}. But a change of each value of the model's own "
+                        f"graph by its last bit changes them by {noise:.2g}: on these inputs, "
+                        "rounding explains the difference. Try it in float32.",
                         stacklevel=2,
                     )
                 elif worst > allowed:
@@ -173,14 +173,14 @@ class NumericCheck:
             else:
                 right = middle
         lines = [
-            f"{self.name}, run {self._runs}: the compiled program does not compute what the "
-            "model's own graph does on these inputs (check_numerics).",
+            f"{self.name}, run {self._runs}: the compiled program's results differ from those of "
+            "the model's own graph on the same inputs (check_numerics).",
             *self._outputs(errors, allowed),
         ]
         if wrong == len(self.snapshots):
             lines += [
-                f"The passes are right, run op by op; target {self.target} makes something else "
-                "of their result."
+                "The program is right after every pass, run op by op; what target "
+                f"{self.target} compiles it to is not."
                 + ("" if self.target == "eager" else " ASCEND_SP_TARGET=eager works around it.")
             ]
         else:
@@ -205,7 +205,8 @@ class NumericCheck:
                 lines.append(f"By design {names} may change last bits; this is more than that.")
             lines.append(self._way_around(guilty.passes))
         lines.append(
-            "This is a fault of ascend_sp: please report it, with what ASCEND_SP_DUMP_DIR writes."
+            "This is a bug in ascend_sp: please report it, with the dump folder "
+            "(ASCEND_SP_DUMP_DIR)."
         )
         error = NumericsError("\n".join(lines))
         self.dump.write("numerics.txt", f"{error}\n")
@@ -228,7 +229,7 @@ class NumericCheck:
     def _first(self, told: list[dict[str, Any] | None]) -> list[str]:
         found = [Difference(**t) for t in told if t]
         if not found:
-            return ["No single value differs by more than is allowed; errors add up."]
+            return ["No single value differs by more than is allowed: the errors add up."]
         first = min(found, key=lambda f: f.place)
         ranks = [
             r
@@ -238,7 +239,7 @@ class NumericCheck:
         lines = [f"The first value that differs, on rank(s) {ranks}, error {first.error:.2g}:"]
         lines.append(f"  {first.node}" + (f"\n    at {first.source}" if first.source else ""))
         if len(first.suspects) > 1:
-            lines.append("Computed from values that are right, by way of:")
+            lines.append("It is computed from values that are right, through:")
             lines += [f"  {s}" for s in first.suspects[-SHOWN:]]
             if len(first.suspects) > SHOWN:
                 lines.append(f"  (the last {SHOWN}; suspects.txt in the dump folder has all)")

@@ -39,9 +39,24 @@ from ascend_sp.passes.ulysses import Exchange
 
 log = logging.getLogger(__name__)
 """``TORCH_LOGS="ascend_sp"`` shows the page of each graph, ``"+ascend_sp"`` the graphs as well."""
+FILES = {
+    "summary.md": "read this first: its sections are below",
+    "dataflow.svg": "the program from top to bottom: shares of the sequence, whole tensors, "
+    "collectives; blocks that repeat are drawn once",
+    "timeline.json": "estimated times on device and link, before and after ordering; open it in "
+    "Perfetto or chrome://tracing",
+    "NN_pass.py": "the graph after each pass, headed by the change in op counts; "
+    "`python NN_pass.py` runs it in one process on random inputs, `--fake` without memory",
+    "placements.txt": "the placement and the origin of every value, with your line",
+    "collectives.json": "every collective in order, with elements and bytes",
+    "compile_time.json": "seconds of each pass and phase",
+    "numerics.txt": "the error of `check_numerics`",
+    "suspects.txt": "the nodes that `check_numerics` could not compare, if they are many",
+}
+"""What the folder of a graph and rank holds."""
 _numbers = itertools.count()
 _recompiles: list[str] = []
-"""Why code was compiled once more, in this process."""
+"""Why code was recompiled, in this process."""
 
 
 @dataclass
@@ -71,7 +86,7 @@ class Dump:
         dump = cls(rank)
         times, why = recompilation()
         if times:
-            _recompiles.append(f"graph {dump.number}: {why or 'nobody knows why'}")
+            _recompiles.append(f"graph {dump.number}: {why or 'reason unknown'}")
         if root is not None:
             dump.folder = Path(root) / f"graph_{dump.number}" / f"rank_{rank}"
         return dump

@@ -81,7 +81,7 @@ class Report:
     graph_breaks: dict[str, int]
     """Why Dynamo has broken graphs in this process, and how often."""
     recompiles: list[str]
-    """Why code was compiled once more in this process, up to this graph."""
+    """Why code was recompiled in this process, up to this graph."""
     options: Mapping[str, str]
     software: Software
     """What it was compiled with."""
@@ -111,7 +111,7 @@ def report(
         graph: its number in this process.
         options: the configuration, as text.
         breaks: why Dynamo has broken graphs, and how often.
-        recompiles: why code was compiled once more.
+        recompiles: why code was recompiled.
     """
     lines = ctx.results.get(Timelines)
     around = copies(gm.graph.nodes, ctx.estimator()) if lines else {}

@@ -11,14 +11,32 @@ from ascend_sp.compiler.report.ranges import WORDS
 from ascend_sp.graph.context import Implementation, Note, NoteKind
 from ascend_sp.passes.choose_strategy import Choice
 
+SECTIONS = {
+    "Attention": "each kind of attention: rows, heads, mask, strategy, what it runs as, your line",
+    NoteKind.TARGET.heading: "why a fallback target runs it",
+    NoteKind.UNSHARDED.heading: "ops that every rank runs on whole tensors, why, and your line",
+    NoteKind.GATHER.heading: "where a shard becomes a whole tensor; a model's output always does",
+    NoteKind.RESHARD.heading: "where a value changes from one split to another",
+    NoteKind.ALL_REDUCE.heading: "sums over the sequence, added up over ranks",
+    NoteKind.STRATEGY.heading: "a strategy that was asked for, and why another one is used",
+    NoteKind.COMPLEX.heading: "ops that still run on complex tensors",
+    "Graph breaks": "why Dynamo broke the model into several graphs; the best is none",
+    "Recompiled": "why a graph was compiled again",
+    "Estimated time": "compute, collectives, what is not hidden and why, memory, copies",
+    "Exchange strategies": "the strategies that were compared, by estimated step time",
+    NoteKind.ATTENTION.heading: "the fused op of each attention, or why none takes it",
+    "Compile time": "shares of each pass and phase",
+    "Options": "every option's value",
+}
+"""What each section of the page holds, in order; one with nothing to say is left out."""
 COLUMNS = (
-    *("n", "rows", "heads", "mask", "travels", "all-to-alls", "sent", "hidden", "runs as"),
+    *("n", "rows", "heads", "mask", "strategy", "all-to-alls", "sent", "hidden", "runs as"),
     "called at",
 )
 
-STAYS, WHOLE = "nothing", "not split"
-"""What travels of an attention without an exchange: each rank has all that its own rows attend to,
-or every rank computes all of it."""
+LOCAL, WHOLE = "local", "not split"
+"""The strategy of an attention without an exchange: each rank has all keys of its own queries, or
+every rank computes all of it."""
 
 
 def summary(r: Report, *, short: bool = False) -> str:
@@ -47,6 +65,11 @@ def summary(r: Report, *, short: bool = False) -> str:
     return "\n".join([*lines, "## Options", "", told, ""])
 
 
+def many(n: int, what: str) -> str:
+    """A number of things."""
+    return f"{n} {what}" + "s" * (n != 1)
+
+
 def size(n: float) -> str:
     """A number of bytes for people."""
     for unit in ("B", "kB", "MB"):
@@ -54,6 +77,11 @@ def size(n: float) -> str:
             return f"{n:.3g} {unit}"
         n /= 1000
     return f"{n:.3g} GB"
+
+
+def _percent(share: float) -> str:
+    """A share for people; one just below zero, by rounding, is zero."""
+    return f"{max(0.0, share):.0%}"
 
 
 def duration(seconds: float) -> str:
@@ -70,7 +98,7 @@ def _headline(r: Report) -> list[str]:
     count = Counter(WORDS.get(row.op, row.op) for row in r.collectives)
     known = sum(row.bytes for row in r.collectives if isinstance(row.bytes, int))
     if r.ranks == 1:
-        first = f"One rank: nothing is split. {whole} attentions."
+        first = f"One rank: nothing is split. {many(whole, 'attention')}."
     elif n + whole == 0:
         first = "**No attention in this graph that can be split**: every rank runs all of it."
     else:
@@ -81,14 +109,14 @@ def _headline(r: Report) -> list[str]:
         )
     lines = [first]
     if r.collectives:
-        told = ", ".join(f"{k} {op}s" if k > 1 else f"{k} {op}" for op, k in count.items())
-        lines.append(f"Collectives: {told}; each rank puts in {size(known)}.")
+        told = ", ".join(many(k, op) for op, k in count.items())
+        lines.append(f"Collectives: {told}; each rank passes {size(known)} to them.")
     o = r.overlap
     if o:
         lines.append(
             f"Estimated for {o.device}: a step takes {duration(o.step_after)}, of which the "
             f"device waits {o.waits_after:.1%}; collectives take {duration(o.travel_after)}, "
-            f"of which {o.hidden_after:.0%} is hidden behind compute."
+            f"of which {_percent(o.hidden_after)} is hidden behind compute."
         )
         if r.one_rank:
             lines.append(
@@ -120,14 +148,14 @@ def _attentions(r: Report, short: bool) -> list[str]:
     ]
     if r.local:
         lines += [
-            "Of some nothing travels: every rank has all that its own rows attend to. Their rows "
-            "are those of one rank.",
+            f"Strategy {LOCAL}: every rank has all keys of its own queries, so nothing is sent; "
+            "the rows are those of one rank.",
             "",
         ]
     if r.attentions:
         lines += [
-            "Rows: queries (and keys, if they are others), by segments that are cut each for "
-            "itself. All-to-alls and what a rank puts into them are of one attention.",
+            "Rows: queries (and keys, if these differ), a number for each segment of the sequence. "
+            "All-to-alls, and the bytes that a rank sends by them, are those of one attention.",
             "",
         ]
     return lines
@@ -138,9 +166,9 @@ def _split(same: list[Split]) -> tuple[str, ...]:
     heads = a.heads if a.heads == a.kv_heads else f"{a.heads}/{a.kv_heads}"
     rows = a.queries if a.queries == a.keys else f"{a.queries}, {a.keys}"
     hidden = sorted(s.hidden for s in same)
-    told = f"{hidden[0]:.0%}"
+    told = _percent(hidden[0])
     if hidden[-1] - hidden[0] >= 0.005:
-        told += f" .. {hidden[-1]:.0%}"
+        told += f" .. {_percent(hidden[-1])}"
     return (
         *(str(len(same)), rows, f"{heads} x {a.width}"),
         "causal" if a.causal else a.mask,
@@ -150,20 +178,20 @@ def _split(same: list[Split]) -> tuple[str, ...]:
 
 
 def _sentence(row: tuple[str, ...]) -> str:
-    n, rows, heads, mask, travels, exchanges, sent, hidden, runs_as, where = row
+    n, rows, heads, mask, strategy, exchanges, sent, hidden, runs_as, where = row
     told = [f"{n} x {rows} rows", f"{heads} heads"] + [f"mask {mask}"] * (mask not in ("", "no"))
-    if travels in (STAYS, WHOLE):
-        told += [travels]
-    elif travels != "-":
-        told += [travels, f"{exchanges} all-to-alls of {sent} in all, {hidden} hidden"]
+    if strategy in (LOCAL, WHOLE):
+        told += [strategy]
+    elif strategy != "-":
+        told += [strategy, f"{exchanges} all-to-alls of {sent} in all, {hidden} hidden"]
     return f"- {', '.join(told)}; runs as {runs_as}; called at {where}"
 
 
 def _unsent(a: Implementation, ranks: int) -> tuple[str, ...]:
     rows = a.queries if a.queries == a.keys else f"{a.queries}, {a.keys}"
     where = place(a.called_at)
-    travels = "-" if ranks == 1 else STAYS if a.local else WHOLE
-    return (rows, a.heads, a.mask, travels, "0", "", "", a.runs_as, where)
+    strategy = "-" if ranks == 1 else LOCAL if a.local else WHOLE
+    return (rows, a.heads, a.mask, strategy, "0", "", "", a.runs_as, where)
 
 
 def _time(r: Report) -> list[str]:
@@ -172,14 +200,14 @@ def _time(r: Report) -> list[str]:
     if not o:
         return []
     lines = [
-        "## Time, by estimate",
+        "## Estimated time",
         "",
         f"- compute {duration(o.compute_after)}, collectives {duration(o.travel_after)}, of "
-        f"these hidden {o.hidden_after:.0%}; in the order of the program it would be "
-        f"{o.hidden_before:.0%}",
-        f"- the step takes {o.step_after / o.step_before:.3f} of what it would in the order "
-        f"of the program; intermediate results {o.peak_after / max(1, o.peak_before):.2f} of "
-        f"the memory ({size(o.peak_after)})"
+        f"which {_percent(o.hidden_after)} is hidden; in the model's own order it would be "
+        f"{_percent(o.hidden_before)}",
+        f"- the step takes {o.step_after / o.step_before:.3f} of its time in the model's own "
+        f"order, and {o.peak_after / max(1, o.peak_before):.2f} of the memory for "
+        f"intermediate results ({size(o.peak_after)})"
         + (f"; a faster order was over the budget of {1 + o.budget:g}" if o.limited else ""),
     ]
     total: dict[str, float] = defaultdict(float)
@@ -190,7 +218,8 @@ def _time(r: Report) -> list[str]:
             total[why] += row.exposed_seconds
             number[why] += 1
     lines += [
-        f"- not hidden: {number[why]} collectives, {s / o.step_after:.1%} of the step: {why}"
+        f"- not hidden: {many(number[why], 'collective')}, {s / o.step_after:.1%} of the step: "
+        f"{why}"
         for why, s in sorted(total.items(), key=lambda item: -item[1])
     ]
     copies: Counter = Counter()
@@ -219,7 +248,7 @@ def _strategies(rows: list[Choice]) -> list[str]:
         told += [f"not {' or '.join(names)} ({reason})" for reason, names in why.items()]
         how = "asked for" if row.forced else "chosen"
         lines.append(f"- {len(row.nodes)} x {row.strategy}, {how}; the step with {', '.join(told)}")
-    return ["## How heads and rows change hands", "", *lines, ""] if lines else []
+    return ["## Exchange strategies", "", *lines, ""] if lines else []
 
 
 def _notes(notes: list[Note], kinds: Iterable[NoteKind]) -> list[str]:
@@ -243,11 +272,11 @@ def _breaks(r: Report) -> list[str]:
     lines = []
     if r.graph_breaks:
         lines += [f"## Graph breaks ({sum(r.graph_breaks.values())})", ""]
-        lines += ["What lies between two graphs runs in Python, on whole tensors.", ""]
+        lines += ["Code between two graphs runs in Python, on whole tensors.", ""]
         lines += [f"- {n} x {_reason(why)}" for why, n in r.graph_breaks.items()]
         lines += [""]
     if r.recompiles:
-        lines += [f"## Compiled once more ({len(r.recompiles)})", ""]
+        lines += [f"## Recompiled ({len(r.recompiles)})", ""]
         lines += [*(f"- {why}" for why in r.recompiles), ""]
     return lines
 

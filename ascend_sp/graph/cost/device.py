@@ -106,7 +106,7 @@ class DeviceModel:
         try:
             given = json.loads(text)
         except ValueError as e:
-            raise ConfigError(f"{where} is no JSON ({e}). {_REMEDY}") from None
+            raise ConfigError(f"{where} is not JSON ({e}). {_REMEDY}") from None
         if not isinstance(given, dict):
             raise ConfigError(f"{where} holds {given!r}, not a JSON object. {_REMEDY}")
         names = {f.name for f in fields(cls)}

@@ -40,7 +40,7 @@ def fuse_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
         kernel, reasons = choose(_form(given), ctx.ascend, lambda op: npu_op(op) is not None)
         why = "; ".join(reasons)
         if kernel is None:
-            ctx.note(NoteKind.ATTENTION, node, f"not fused, spelled out in matrix products: {why}")
+            ctx.note(NoteKind.ATTENTION, node, f"not fused, decomposed into matmuls: {why}")
             continue
         ctx.runs_as(node, kernel.op)
         ctx.note(NoteKind.ATTENTION, node, f"runs as {kernel.op}" + (f" ({why})" if why else ""))

@@ -66,7 +66,7 @@ def refusal(
     if strategy.kind == "packed":
         same = queries.lengths == keys.lengths and equal(shapes[0][0], shapes[1][0])
         if not same or not all(equal(s[3], shapes[0][3]) for s in shapes):
-            return "queries and keys have other rows, or values another width"
+            return "queries and keys differ in rows, or values in width"
         if len({x.meta["val"].dtype for x in (q, k, v)}) > 1:
             return "queries, keys and values have different dtypes"
     if strategy.kind == "pipelined":
@@ -78,7 +78,7 @@ def refusal(
         shares = [ceil_div(n, world) for n in counts]
         # Each group of queries must find its own keys beside it.
         if len(set(shares)) > 1 and any(n % strategy.groups for n in shares):
-            return f"{shares[0]} and {min(shares)} heads a rank do not part into groups alike"
+            return f"{shares[0]} and {min(shares)} heads a rank do not divide into equal groups"
         if min(shares) < strategy.groups:
-            return f"a rank has {min(shares)} heads, fewer than {strategy.groups} groups"
+            return f"too few heads a rank ({min(shares)}) for {strategy.groups} groups"
     return ""

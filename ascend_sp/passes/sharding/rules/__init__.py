@@ -36,7 +36,7 @@ from ascend_sp.passes.sharding.rules.base import (
 )
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
 
-UNKNOWN = "a size in it is known only when the program runs"
+UNKNOWN = "one of its sizes is known only when the program runs"
 
 __all__ = [
     "UNKNOWN",

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 @rule(aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default)
 def softmax(call: Call) -> Answer:
-    """``[b, s, c] -> [b, s, c]`` with the weights adding up over `c`."""
+    """``[b, s, c] -> [b, s, c]``, normalised over `c`."""
     x = call.operands[0]
     if normal_dim(call.argument("dim"), x.ndim) == x.shard.dim:
         return Reshard("softmax runs over the sequence")
@@ -27,7 +27,7 @@ def softmax(call: Call) -> Answer:
 
 @rule(aten.topk.default, aten.sort.default, aten.glu.default)
 def along_one_dim(call: Call) -> Answer:
-    """Ops that work along one dim (the last one, unless told) and on each row by itself."""
+    """``[b, s, c] -> [b, s, c']``: along `c`, each row by itself."""
     x = call.operands[0]
     dim = call.argument("dim")
     if normal_dim(dim, x.ndim) == x.shard.dim:
@@ -37,7 +37,7 @@ def along_one_dim(call: Call) -> Answer:
 
 @rule(aten.cumsum.default, aten.flip.default, aten.roll.default)
 def along_dims(call: Call) -> Answer:
-    """Ops that mix positions along the dims they name, and no others."""
+    """``[b, s, c] -> [b, s, c]``: positions are mixed along the named dims only, not along `s`."""
     x = call.operands[0]
     split = x.shard
     dims = call.argument("dim" if call.op is aten.cumsum.default else "dims")

@@ -1,4 +1,4 @@
-"""Attention: ``(q [b, h, s, d], k [b, g, t, d], v [b, g, t, e]) -> [b, h, s, e]``.
+"""Attention: every rank's queries see all keys, by an exchange where keys are split, too.
 
 With `s` split and `t` whole, every rank attends with its own queries. With both split, the op
 becomes `split_attention`, and the Ulysses pass trades the split of the sequence for one of heads.
@@ -17,7 +17,10 @@ BATCH, HEADS, SEQ, DIM = range(4)
 
 @rule(attention_op)
 def attention(call: Call) -> Answer:
-    """Ulysses for self and joint attention, no communication for cross attention."""
+    """``(q [b, h, s, d], k [b, g, t, d], v [b, g, t, e], mask) -> [b, h, s, e]``, also over `b`.
+
+    Ulysses for self and joint attention, no communication for cross attention.
+    """
     q, k, v = call.args[:3]
     mask = call.argument("attn_mask")
     causal = call.argument("is_causal")

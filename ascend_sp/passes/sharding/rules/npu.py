@@ -94,11 +94,13 @@ def linear(call: Call) -> Answer:
 def rotary(call: Call) -> Answer:
     """``([b, s, n, d], [1, s, 1, d], [1, s, 1, d]) -> [b, s, n, d]``: tables broadcast over rows.
 
-    The channels are turned, so they must be whole; so must be a matrix that says how.
+    Channels are rotated, so they must be whole; so must a rotation that is given as a matrix.
     """
     x, *tables = named(call, *[a.name for a in call.op._schema.arguments[:3]])
     if not isinstance(x.placement, Shard) or x.shard.dim == x.ndim - 1:
-        return Reshard("a rotary embedding turns the channels, and its rows lead")
+        return Reshard(
+            "the tables of a rotary embedding, or the channels that it rotates, are sharded"
+        )
     found = pointwise(Call(call.op, (x, *tables), {}, call.outputs, call.world))
     if not isinstance(found, Local):
         return found

@@ -1,4 +1,4 @@
-"""Elementwise ops with broadcasting: ``([..., s, ...], [..., s | 1, ...]) -> [..., s, ...]``."""
+"""Elementwise ops with broadcasting, and others that keep a shape."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ aten = torch.ops.aten
 
 
 def pointwise(call: Call) -> Answer:
-    """Any op that `is_pointwise`: the largest sharded operand leads, the others follow.
+    """``([..., s, ...], [..., s | 1, ...]) -> [..., s, ...]``; the largest sharded operand leads.
 
     A replicated operand is cut to match, which costs nothing; one that is sharded in another way
-    must travel. Operands of size one in the split dim broadcast and stay whole.
+    is resharded. Operands of size one in the split dim broadcast and stay whole.
     """
     out = call.outputs[0]
     leader = call.leader

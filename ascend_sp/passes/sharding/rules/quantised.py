@@ -1,4 +1,4 @@
-"""Products of quantised weights, and what scales them: each row of tokens goes by itself.
+"""Matmuls with quantised weights, and their scales: each row of tokens by itself.
 
 Known by name, since some are not in every PyTorch, and torchao's need not be there. What torchao
 quantises with (``quantize_affine``, ``choose_qparams_affine``) is no op any more in the graphs that
@@ -55,7 +55,7 @@ def scaled_mm(call: Call) -> Answer:
 
 @rule_by_name("aten::_scaled_mm_v2")
 def scaled_mm_v2(call: Call) -> Answer:
-    """The same with several levels of scales, which a swizzle stores in another order."""
+    """``([s, k], [k, n], [[s, 1], ...], [[1, n], ...]) -> [s, n]``, not swizzled."""
     x, scales, swizzles = named(call, "self", "scale_a", "swizzle_a")
     if any(swizzles):
         return Reshard("the scales of a quantised product are swizzled")

@@ -1,4 +1,4 @@
-"""Ops that rearrange dims and move no value: view, permute, expand, slice, split, cat, ..."""
+"""Ops that rearrange dims and compute nothing: view, permute, expand, slice, split, cat, ..."""
 
 from __future__ import annotations
 
