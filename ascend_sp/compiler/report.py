@@ -12,8 +12,8 @@ from ascend_sp.passes.choose_strategy import CHOICES
 from ascend_sp.passes.context import IMPLEMENTATIONS, PassContext, source_line
 from ascend_sp.passes.emitter import ORIGIN
 from ascend_sp.passes.overlap.copies import copies
+from ascend_sp.passes.overlap.saving import is_sharded
 from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines
-from ascend_sp.passes.sharding.layout import PLACEMENTS, REPLICATE
 from ascend_sp.passes.ulysses import EXCHANGES
 from ascend_sp.runtime.collectives import STARTS
 from ascend_sp.runtime.versions import Software, software
@@ -146,15 +146,6 @@ def collectives(gm: fx.GraphModule) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def is_sharded(node: fx.Node) -> bool | None:
-    """Whether this rank computes only its share of `node`; None where nobody said."""
-    places = node.meta.get(PLACEMENTS)
-    if places is not None:
-        return not all(p == REPLICATE for p in places)
-    # What ulysses made is a rank's own; the rest came later and takes after what it reads.
-    return True if node.meta.get(ORIGIN, "").startswith("ulysses(") else None
 
 
 def _ops(gm: fx.GraphModule) -> dict[str, int]:

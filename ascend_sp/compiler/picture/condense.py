@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import fx
 
-from ascend_sp.compiler.report import Report, is_sharded
+from ascend_sp.compiler.report import Report
 from ascend_sp.passes.cost.estimate import is_free
 from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.passes.overlap.saving import is_sharded
 from ascend_sp.passes.overlap.timeline import Timelines
 from ascend_sp.runtime.collectives import STARTS, WAIT
 

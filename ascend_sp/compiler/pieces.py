@@ -1,0 +1,152 @@
+"""Whether splitting a model pays, over all graphs that Dynamo has made of it so far.
+
+A graph takes and returns whole tensors. Where Dynamo breaks a model into many, each gathers what it
+hands on, and those without an attention are not split at all. That is told once there is a graph
+that is split and the estimates say that little comes of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from torch import fx, nn
+
+from ascend_sp.compiler import _pytorch
+from ascend_sp.compiler.page import duration, known, size
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.overlap.saving import SAVING, Saving
+from ascend_sp.passes.sharding.propagate import NOTHING_SPLIT
+from ascend_sp.runtime.unsplit import Unsplit
+
+WORTH = 0.5
+"""Share of what a perfect split would save, below which a model in pieces is told of."""
+LARGE = 10e-3
+"""Seconds of a step on one device from which a model in one graph is told that it loses by the
+split: a smaller one is a test."""
+SMALL = 1e-3
+"""Seconds below which a step is launches and latency, in pieces or not."""
+SHOWN = 4
+"""Reasons for breaks that are told."""
+
+
+@dataclass
+class Pieces:
+    """The graphs of one model."""
+
+    name: str = "the model"
+    savings: dict[int, Saving] = field(default_factory=dict)
+    """By the number of the graph."""
+    broken: Counter[str] = field(default_factory=Counter)
+    """Why Dynamo broke graphs off, with the places, and how often."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Why Dynamo broke what had no graph yet."""
+    frames: set[int | None] = field(default_factory=set)
+    """The pieces of code that graphs are from."""
+
+    def tell(self, graph: int, ctx: PassContext) -> None:
+        """Warn, or raise, if in a compiled graph nothing is split, or if it does not pay.
+
+        Args:
+            graph: its number.
+            ctx: what the passes left.
+
+        Raises:
+            UnshardedError: ``on_unsharded="error"``.
+        """
+        error = ctx.on_unsharded == "error"
+        found: Unsplit | None = ctx.analysis.get(NOTHING_SPLIT)
+        if found is not None:
+            found.tell(error=error)
+        found = self.found(graph, ctx)
+        if found is not None:
+            if error:
+                # What is compiled after somebody has caught it begins anew.
+                self.savings.clear()
+            found.tell(error=error)
+
+    def found(self, graph: int, ctx: PassContext) -> Unsplit | None:
+        """What there is to say of the graphs so far, one more included."""
+        own: Saving | None = ctx.analysis.get(SAVING)
+        if own is None:
+            return None
+        self.savings[graph] = own
+        if not any(s.split for s in self.savings.values()):
+            return None
+        whole = sum(s.whole for s in self.savings.values())
+        step = sum(s.step for s in self.savings.values())
+        ranks = ctx.topology.size
+        in_pieces = bool(self.broken) or (len(self.frames) > 1 and bool(self.others))
+        perfect = whole * (1 - 1 / ranks)
+        if whole - step > (WORTH * perfect if in_pieces else 0.0) or not (
+            in_pieces or whole >= LARGE
+        ):
+            return None
+        estimate = (
+            f"By estimate for {ctx.estimator().device.name}, a step takes {duration(step)} on each "
+            f"of {ranks} ranks and {duration(whole)} on one device"
+        )
+        gathers = sum(s.gathers for s in self.savings.values())
+        gathered = sum(s.gathered for s in self.savings.values())
+        if gathered:
+            estimate += (
+                f"; all-gathers, of {size(gathered)} from each rank, take {duration(gathers)}"
+            )
+        gain = "costs more than it saves" if step >= whole else "saves little"
+        if not in_pieces:
+            return Unsplit(
+                "costs more than it saves",
+                f"splitting {self.name} {gain}. {estimate}. What is gathered, and why, is in "
+                "summary.md of the dump (dump_dir). Fewer ranks (degree) lose less; if the "
+                "estimate is wrong for this machine, cost_model takes a file that "
+                "ascend_sp.calibrate wrote.",
+            )
+        reasons = self.broken or self.others
+        told = [f"  {n} x {_shown(why)}" for why, n in reasons.most_common(SHOWN)]
+        if len(reasons) > SHOWN:
+            told.append(f"  and {len(reasons) - SHOWN} more, see summary.md of the dump (dump_dir)")
+        small = " So small a model may not gain in one graph either." if whole < SMALL else ""
+        return Unsplit(
+            f"in pieces: {sorted({why.splitlines()[0] for why in reasons})}",
+            f"splitting {self.name} {gain}, since Dynamo has broken it into pieces "
+            f"({len(self.savings)} graphs so far). Each gathers what it returns, and in those "
+            f"without an attention nothing is split. {estimate}.{small} Broken by:\n"
+            + "\n".join(told)
+            + "\nCompile the model as one graph: switch off what breaks it (hooks that offload or "
+            "cast single layers, caches), or use a form of it that does not. docs/combinations.md "
+            "says what goes with what; torch.compile(..., fullgraph=True) stops at each place.",
+        )
+
+
+def _shown(why: str) -> str:
+    """A reason for a break, its place without the way to the installed packages."""
+    text, at, place = why.partition("\n    at ")
+    return text + at + known(place)
+
+
+_models: WeakKeyDictionary[nn.Module, Pieces] = WeakKeyDictionary()
+_breaks: Counter[str] = Counter()
+"""Dynamo's, up to the last graph that we were given."""
+
+
+def pieces_of_running(gm: fx.GraphModule) -> Pieces:
+    """The record of the model that is being called, with a further graph, `gm`, of Dynamo's."""
+    model = _pytorch.running_module()
+    if model is None:
+        pieces = Pieces()
+    elif model in _models:
+        pieces = _models[model]
+    else:
+        pieces = _models[model] = Pieces(type(_pytorch.not_compiled(model)).__name__)
+    now: Counter[str] = Counter()
+    for why, n in _pytorch.graph_breaks().items():
+        now[_pytorch.in_short(why)] += n
+    pieces.others.update(now - _breaks)
+    _breaks.clear()
+    _breaks.update(now)
+    broken = _pytorch.broken_by(gm)
+    if broken:
+        pieces.broken[broken] += 1
+    pieces.frames.add(_pytorch.frame())
+    return pieces
