@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import ascend_sp
+from ascend_sp.compiler.pieces import Pieces
+from ascend_sp.passes.context import PassContext
+from ascend_sp.passes.overlap.saving import SAVING, Saving
 from ascend_sp.passes.sharding.propagate import NOTHING_SPLIT
 from ascend_sp.runtime import unsplit
+from ascend_sp.runtime.topology import Topology
 from processes import run, values
 from simulator import capture, compile_rank
 from toy import Attention, Block, SelfAttention
@@ -127,7 +131,7 @@ class Classifier(nn.Module):
         return (y @ y.transpose(1, 2)).softmax(-1)
 
 
-class Pieces(SelfAttention):
+class InPieces(SelfAttention):
     """Dynamo breaks each block around its attention."""
 
     def __init__(self) -> None:
@@ -147,6 +151,7 @@ class Broken(Attention):
 
 def call(model: nn.Module, calls: int = 1, **options: Any) -> tuple[list[str], str]:
     """What is warned of while a model is compiled and called, and what is raised."""
+    torch._dynamo.reset()  # what was compiled before is told nothing of
     compiled = torch.compile(model, backend="ascend_sp", options={"target": "eager", **options})
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
@@ -161,18 +166,6 @@ def call(model: nn.Module, calls: int = 1, **options: Any) -> tuple[list[str], s
     return [text for w in caught if (text := str(w.message)).startswith("ascend_sp")], error
 
 
-def alone(rank: int, world: int) -> list[tuple[list[str], str]]:
-    """The launcher has started several processes, and nobody has joined them."""
-    dist.destroy_process_group()
-    model = SelfAttention(12, 3)
-    calls = [call(model, on_unsharded="error"), call(model), call(SelfAttention(12, 3))]
-    unsplit.forget()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        ascend_sp.parallelize_text_encoder(model)
-    return [*calls, ([str(w.message) for w in caught], "")]
-
-
 def whole(rank: int, world: int) -> dict[str, tuple[list[str], str]]:
     """Every case on real ranks; the order matters, since causes are told once."""
     torch.manual_seed(0)
@@ -181,27 +174,30 @@ def whole(rank: int, world: int) -> dict[str, tuple[list[str], str]]:
         "flex": call(Flex(), 2),
         "flex again": call(nn.Sequential(Flex(), Flex())),
         "another cause": call(Written()),
-        "pieces, error": call(Pieces(), on_unsharded="error"),
-        "pieces": call(Pieces(), 2),
-        "pieces again": call(Pieces()),
+        "pieces, error": call(InPieces(), on_unsharded="error"),
+        "pieces": call(InPieces(), 2),
+        "pieces again": call(InPieces()),
         # Nothing to tell:
         "split": call(SelfAttention(12, 3)),
         "no attention": call(Classifier()),
     }
     unsplit.forget()
-    out["off"] = call(Pieces(), sequence_parallel=False)
+    out["off"] = call(InPieces(), sequence_parallel=False)
     out["off, flex"] = call(Flex(), sequence_parallel=False, on_unsharded="error")
-    out["degree 1"] = call(Pieces(), degree=1, on_unsharded="error")
+    out["degree 1"] = call(InPieces(), degree=1, on_unsharded="error")
+
+    # The launcher has started several processes, and nobody has joined them.
+    dist.destroy_process_group()
+    model = SelfAttention(12, 3)
+    out["alone, error"] = call(model, on_unsharded="error")
+    out["alone"] = call(model)
+    out["alone again"] = call(SelfAttention(12, 3))
+    unsplit.forget()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ascend_sp.parallelize_text_encoder(model)
+    out["encoder alone"] = [str(w.message) for w in caught], ""
     return out
-
-
-def test_processes_that_nobody_joined() -> None:
-    for error, first, again, encoder in values(run(alone, 2, WORLD_SIZE="2")):
-        assert not error[0] and "UnshardedError" in error[1]
-        (text,) = first[0]
-        for told in (text, error[1]):
-            assert "WORLD_SIZE=2" in told and "init_process_group" in told and "degree=1" in told
-        assert not first[1] and again == ([], "") and encoder == first
 
 
 @pytest.mark.parametrize("size", [None, "", "1", "many", "2"])
@@ -210,36 +206,36 @@ def test_one_process(size: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if size is not None:
         monkeypatch.setenv("WORLD_SIZE", size)
     unsplit.forget()
-    model = SelfAttention(12, 3)
-    assert call(model, degree=1, on_unsharded="error") == ([], "")
-    torch._dynamo.reset()
-    assert call(model, sequence_parallel=False, on_unsharded="error") == ([], "")
-    torch._dynamo.reset()
-    told, error = call(model)
+    told, error = call(Classifier())
     assert len(told) == (size == "2") and not error
+    for options in ({"degree": 1}, {"sequence_parallel": False}) if size == "2" else ():
+        assert call(Classifier(), on_unsharded="error", **options) == ([], "")
     unsplit.forget()
 
 
 def test_what_stays_whole_is_told_once_on_each_rank() -> None:
-    for got in values(run(whole, 2, timeout=200)):
+    for got in values(run(whole, 2, timeout=200, WORLD_SIZE="2")):
         for name in ("flex", "another cause", "pieces"):
             (text,), error = got[name]
             assert not error and "sequence_parallel=False" in text, text
         assert "flex_attention is not split" in got["flex"][0][0]
         assert "test_unsplit.py" in got["flex"][0][0]
         assert "written out in products" in got["another cause"][0][0]
-        for remedy in ("splitting Pieces costs more than it saves", "on each of 2 ranks", "one"):
+        for remedy in ("splitting InPieces costs more than it saves", "on each of 2 ranks", "one"):
             assert remedy in got["pieces"][0][0]
             assert remedy in got["pieces, error"][1]
         # Where, and how often: both blocks, or what was compiled of them up to the error.
         assert "graph_break()" in got["pieces"][0][0]
-        for name in ("flex, error", "pieces, error"):
+        for name in ("flex, error", "pieces, error", "alone, error"):
             told, error = got[name]
             assert not told and "UnshardedError" in error
-        for name in ("flex again", "pieces again", "split", "no attention"):
+        silent = {"flex again", "pieces again", "split", "no attention"}
+        for name in silent | {"off", "off, flex", "degree 1", "alone again"}:
             assert got[name] == ([], ""), name
-        for name in ("off", "off, flex", "degree 1"):
-            assert got[name] == ([], ""), name
+        (text,), none = got["alone"]
+        assert not none and got["encoder alone"] == got["alone"]
+        for told in (text, got["alone, error"][1]):
+            assert "WORLD_SIZE=2" in told and "init_process_group" in told and "degree=1" in told
 
 
 @pytest.mark.parametrize(
@@ -322,6 +318,23 @@ def test_large_models_are_told_of_by_what_the_pieces_cost() -> None:
         wide(lambda: Wide(True), on_unsharded="error")
 
 
+def test_one_model_is_told_of_once_however_many_places_break_it() -> None:
+    unsplit.forget()
+    ctx = PassContext(Topology(0, 2, "simulated", (0, 1)))
+    ctx.analysis[SAVING] = Saving(whole=1.0, step=2.0, gathers=0.5, gathered=9, split=True)
+    told = []
+    for model in (Pieces("First"), Pieces("Second"), Pieces("Third")):
+        model.broken["hooks" if model.name != "Third" else "something else"] += 1
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for graph in range(3):
+                model.tell(graph, ctx)
+                model.broken["another hook"] += 1
+        told.append(len(caught))
+    assert told == [1, 0, 1]
+    unsplit.forget()
+
+
 @pytest.fixture
 def strict() -> Iterator[None]:
     unsplit.forget()
@@ -334,9 +347,9 @@ def strict() -> Iterator[None]:
 def test_where_warnings_are_errors_each_is_one(strict: None) -> None:
     for address in ("0x7f1", "0x7f2"):
         with pytest.raises(UserWarning, match="text"):
-            unsplit.Unsplit(f"at {address}", "text").tell(error=False)
+            unsplit.Unsplit([f"at {address}"], "text").tell(error=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for address in ("0x7f1", "0x7f2"):
-            unsplit.Unsplit(f"at {address}", "text").tell(error=False)
+            unsplit.Unsplit([f"at {address}"], "text").tell(error=False)
     assert len(caught) == 1

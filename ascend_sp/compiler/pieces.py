@@ -44,6 +44,8 @@ class Pieces:
     """Why Dynamo broke what had no graph yet."""
     frames: set[int | None] = field(default_factory=set)
     """The pieces of code that graphs are from."""
+    told: bool = False
+    """Whether that little comes of the split has been said."""
 
     def tell(self, graph: int, ctx: PassContext) -> None:
         """Warn, or raise, if in a compiled graph nothing is split, or if it does not pay.
@@ -60,11 +62,12 @@ class Pieces:
         if found is not None:
             found.tell(error=error)
         found = self.found(graph, ctx)
-        if found is not None:
-            if error:
-                # What is compiled after somebody has caught it begins anew.
-                self.savings.clear()
-            found.tell(error=error)
+        if found is None or (self.told and not error):
+            return
+        if error:
+            self.savings.clear()  # what is compiled after somebody has caught it begins anew
+        found.tell(error=error)
+        self.told = True
 
     def found(self, graph: int, ctx: PassContext) -> Unsplit | None:
         """What there is to say of the graphs so far, one more included."""
@@ -72,46 +75,51 @@ class Pieces:
         if own is None:
             return None
         self.savings[graph] = own
-        if not any(s.split for s in self.savings.values()):
-            return None
         whole = sum(s.whole for s in self.savings.values())
         step = sum(s.step for s in self.savings.values())
-        ranks = ctx.topology.size
+        # Where code in front of a break made no graph, there is none that was broken off.
         in_pieces = bool(self.broken) or (len(self.frames) > 1 and bool(self.others))
-        perfect = whole * (1 - 1 / ranks)
-        if whole - step > (WORTH * perfect if in_pieces else 0.0) or not (
-            in_pieces or whole >= LARGE
-        ):
+        if in_pieces:
+            perfect = whole * (1 - 1 / ctx.topology.size)
+            enough = whole - step > WORTH * perfect
+        else:
+            enough = step < whole or whole < LARGE
+        if enough or not any(s.split for s in self.savings.values()):
             return None
-        estimate = (
-            f"By estimate for {ctx.estimator().device.name}, a step takes {duration(step)} on each "
-            f"of {ranks} ranks and {duration(whole)} on one device"
+        gain = f"splitting {self.name} " + (
+            "costs more than it saves" if step >= whole else "saves little"
         )
-        gathers = sum(s.gathers for s in self.savings.values())
-        gathered = sum(s.gathered for s in self.savings.values())
-        if gathered:
-            estimate += (
-                f"; all-gathers, of {size(gathered)} from each rank, take {duration(gathers)}"
-            )
-        gain = "costs more than it saves" if step >= whole else "saves little"
-        if not in_pieces:
-            return Unsplit(
-                "costs more than it saves",
-                f"splitting {self.name} {gain}. {estimate}. What is gathered, and why, is in "
-                "summary.md of the dump (dump_dir). Fewer ranks (degree) lose less; if the "
-                "estimate is wrong for this machine, cost_model takes a file that "
-                "ascend_sp.calibrate wrote.",
-            )
+        estimate = self._estimate(whole, step, ctx)
+        if in_pieces:
+            return self._in_pieces(gain, estimate, whole)
+        return Unsplit(
+            ["costs more than it saves"],
+            f"{gain}. {estimate} What is gathered, and why, is in summary.md of the dump "
+            "(dump_dir). Fewer ranks (degree) lose less; if the estimate is wrong for this "
+            "machine, cost_model takes a file that ascend_sp.calibrate wrote.",
+        )
+
+    def _estimate(self, whole: float, step: float, ctx: PassContext) -> str:
+        seconds = sum(s.gathers for s in self.savings.values())
+        sent = sum(s.gathered for s in self.savings.values())
+        gathers = f"; all-gathers, of {size(sent)} from each rank, take {duration(seconds)}"
+        return (
+            f"By estimate for {ctx.estimator().device.name}, a step takes {duration(step)} on each "
+            f"of {ctx.topology.size} ranks and {duration(whole)} on one device"
+            f"{gathers if sent else ''}."
+        )
+
+    def _in_pieces(self, gain: str, estimate: str, whole: float) -> Unsplit:
         reasons = self.broken or self.others
         told = [f"  {n} x {_shown(why)}" for why, n in reasons.most_common(SHOWN)]
         if len(reasons) > SHOWN:
             told.append(f"  and {len(reasons) - SHOWN} more, see summary.md of the dump (dump_dir)")
         small = " So small a model may not gain in one graph either." if whole < SMALL else ""
         return Unsplit(
-            f"in pieces: {sorted({why.splitlines()[0] for why in reasons})}",
-            f"splitting {self.name} {gain}, since Dynamo has broken it into pieces "
-            f"({len(self.savings)} graphs so far). Each gathers what it returns, and in those "
-            f"without an attention nothing is split. {estimate}.{small} Broken by:\n"
+            {f"in pieces: {why.splitlines()[0]}" for why in reasons},
+            f"{gain}, since Dynamo has broken it into pieces ({len(self.savings)} graphs so far). "
+            "Each gathers what it returns, and in those without an attention nothing is split. "
+            f"{estimate}{small} Broken by:\n"
             + "\n".join(told)
             + "\nCompile the model as one graph: switch off what breaks it (hooks that offload or "
             "cast single layers, caches), or use a form of it that does not. docs/combinations.md "

@@ -141,7 +141,7 @@ def _no_group(strict: bool) -> None:
     if not launched.isdecimal() or int(launched) <= 1:
         return
     Unsplit(
-        "no process group",
+        ["no process group"],
         f"nothing is split: WORLD_SIZE={launched} says that this is one of {launched} processes, "
         "but there is no process group, so each works alone on all of it. Call "
         "torch.distributed.init_process_group before the first call of the model (and before "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ascend_sp.runtime.errors import UnshardedError
@@ -23,26 +24,29 @@ _told: set[str] = set()
 class Unsplit:
     """Something that every rank does alone."""
 
-    cause: str
-    """What texts have in common of which one is enough; numbers and addresses do not count."""
+    causes: Iterable[str]
+    """One text is enough for each of them; numbers and addresses do not count."""
     text: str
     """What is not split, why, and what to do."""
     silence: str = _UNWANTED
     """How a user says that this is wanted."""
 
     def tell(self, *, error: bool) -> None:
-        """Warn, unless this process has been told; or raise, if ``on_unsharded="error"``.
+        """Warn, unless this process has been told of all causes; or raise.
+
+        Args:
+            error: ``on_unsharded="error"`` was asked for.
 
         Raises:
             UnshardedError: `error`.
         """
         if error:
             raise self.error()
-        cause = re.sub(r"0x[0-9a-f]+|\d+", "#", self.cause)
-        if cause not in _told:
+        causes = {re.sub(r"0x[0-9a-f]+|\d+", "#", c) for c in self.causes}
+        if not causes <= _told:
             warnings.warn(f"ascend_sp: {self.text}\n{self.silence}", stacklevel=3)
             # Behind it: where warnings are errors, every compile has this one.
-            _told.add(cause)
+            _told.update(causes)
 
     def error(self) -> UnshardedError:
         """What to raise for it."""

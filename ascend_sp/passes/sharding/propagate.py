@@ -221,7 +221,7 @@ def _nothing_split(bad: list[tuple[fx.Node, str]]) -> Unsplit:
     if len(kinds) > SHOWN:
         lines.append(f"  and {len(kinds) - SHOWN} more, see summary.md of the dump (dump_dir)")
     return Unsplit(
-        f"nothing split: {sorted({why for _, why in bad})}",
+        {f"nothing split: {why}" for _, why in bad},
         "nothing is split: this graph attends, and every rank runs all of it:\n" + "\n".join(lines),
     )
 
