@@ -187,3 +187,32 @@ def test_what_diagnostics_stand_on() -> None:
     f(torch.ones(2), 3)
     assert told[0] == (0, "")
     assert told[1][0] == 1 and "== 2" in told[1][1]
+
+
+def test_pieces_of_a_model_are_known_as_such() -> None:
+    from ascend_sp.compiler import _pytorch
+
+    seen: list[tuple[str, torch.nn.Module | None, int | None]] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        seen.append((_pytorch.broken_by(gm), _pytorch.running_module(), _pytorch.frame()))
+        return gm
+
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x + 1
+            torch._dynamo.graph_break()
+            return y * 2
+
+    compiled = torch.compile(torch.nn.Sequential(Broken()), backend=backend)
+    compiled(torch.ones(2))
+    (why, model, first), (last, same, second) = seen
+    assert model is compiled is same
+    assert "graph_break" in why and f"{__file__}:" in why and not last
+    assert isinstance(first, int) and isinstance(second, int) and first != second
+    # Compiled in place, within a model that is not.
+    block = Broken()
+    block.compile(backend=backend)
+    torch.nn.Sequential(block)(torch.ones(3))
+    assert seen[-1][1] is block
+    assert _pytorch.in_short("Why\n  Hint: x\n Developer debug context: <f at 0x7f>") == "Why: <f>"

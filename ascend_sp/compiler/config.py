@@ -133,7 +133,8 @@ class Config:
         "fallback",
         _one_of("fallback", "error"),
         "fallback or error",
-        "Ops that cannot be sharded run on gathered tensors, or are an error.",
+        "What cannot be sharded runs on gathered tensors, or raises; so does what is warned of "
+        "otherwise: that nothing is split, or that little comes of it.",
     )
     dump_dir: str | None = _option(
         None, _path, "a folder", "Write the graph after each pass, placements and collectives here."

@@ -22,6 +22,7 @@ from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.backend import context
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.fakes import twins
+from ascend_sp.compiler.pieces import Pieces, pieces_of_running
 from ascend_sp.compiler.pipeline import capture_attention, compile_aten
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.explanation import Explanation
@@ -143,12 +144,15 @@ class _Watcher:
         self.traced_on = self.label
         self.stopped = ""
         """Why the rest of the model was not seen."""
+        self.little = ""
+        """What is to be said of its pieces."""
 
     def backend(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls with each graph."""
         a = self.asked
         topology = Topology(a.rank, a.ranks, "fake" if a.ranks > 1 else "", tuple(range(a.ranks)))
         captured = PassContext(topology)
+        pieces = pieces_of_running(gm)
         start = time.perf_counter()
         gm = capture_attention(gm, captured)
 
@@ -157,12 +161,14 @@ class _Watcher:
             ctx = context(aten, inputs, a.config, topology, captured.notes)
             if ctx.cost_model == "auto":
                 ctx.cost_model = a.card
-            self._passes(aten, ctx, {"AOTAutograd": time.perf_counter() - start})
+            self._passes(aten, ctx, pieces, {"AOTAutograd": time.perf_counter() - start})
             return lambda _: values
 
         return _pytorch.to_aten(gm, inputs, compile_graph)
 
-    def _passes(self, gm: fx.GraphModule, ctx: PassContext, times: dict[str, float]) -> None:
+    def _passes(
+        self, gm: fx.GraphModule, ctx: PassContext, pieces: Pieces, times: dict[str, float]
+    ) -> None:
         """Run the passes for the first target that takes the graph, and keep the report."""
         config, self.traced_on = self.asked.config, ctx.device
         dump = Dump.create(config.dump_dir, self.asked.rank)
@@ -186,6 +192,11 @@ class _Watcher:
             if ctx.device != DEVICE or last or not target.refuses(attempt):
                 dump.finish(attempt, own, config.described())
                 break
+        little = pieces.found(dump.number, own)
+        if little is not None and own.on_unsharded == "error":
+            raise little.error()
+        told = " ".join(little.text.split()) if little is not None else ""
+        self.little = told[:1].upper() + told[1:]  # what the last graph says stands for all
         assert dump.report is not None
         if self.asked.ranks > 1:
             dump.report.one_rank = one_rank
@@ -194,7 +205,9 @@ class _Watcher:
 
     def remarks(self) -> list[str]:
         """What is not as it would be on the devices."""
-        stopped = [self.stopped] if self.stopped else []
+        stopped = [
+            text for text in (self.stopped, self.little[:1].upper() + self.little[1:]) if text
+        ]
         if self.asked.kind == self.traced_on:
             return stopped
         if self.asked.kind == DEVICE:

@@ -17,6 +17,7 @@ from torch import fx
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.numerics.check import NumericCheck
+from ascend_sp.compiler.pieces import Pieces
 from ascend_sp.compiler.pipeline import compile_aten
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.facts import Collective, collectives
@@ -46,6 +47,7 @@ def lower(
     ctx: PassContext,
     config: Config,
     dump: Dump,
+    pieces: Pieces,
     check: NumericCheck | None = None,
 ) -> Lowered:
     """Compile `gm` for this rank, by the first target that takes it.
@@ -55,6 +57,7 @@ def lower(
 
     Raises:
         RankMismatchError: the ranks do not come out with the same collectives.
+        UnshardedError: nothing is split, or it does not pay, and ``on_unsharded="error"``.
     """
     rungs = targets.ladder(config.target, ctx.device)
     refused: list[tuple[str, str]] = []
@@ -78,6 +81,7 @@ def lower(
             refused.append((target.name, f"is not used: {lacks}"))
             continue
         attempt = _pass_by_pass(gm if last else _pytorch.copy_of(gm), own, config, dump, check)
+        pieces.tell(dump.number, own)
         found = collectives(attempt)
         rows, program = _rows(found), Program(_calls(attempt, found), _ops(attempt))
         why = "" if last else "; ".join(target.refuses(attempt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from ascend_sp.runtime.topology import SINGLE, Topology
 
 T = TypeVar("T")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>.+)')
+
+_PYTORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def source_line(node: fx.Node) -> str:
@@ -44,6 +47,14 @@ def caller_line(node: fx.Node) -> str:
         if file != frames[-1][0]:
             return f"{file}:{line}: {code.strip()}"
     return source_line(node)
+
+
+def own_line(node: fx.Node) -> str:
+    """`source_line` of the last statement on the way to `node` that is not PyTorch's."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [f for f in frames if not f[0].startswith(_PYTORCH)]
+    file, line, code = (own or frames or [("", "", "")])[-1]
+    return f"{file}:{line}: {code.strip()}" if file else ""
 
 
 def constant(value: Any) -> Any:

@@ -100,7 +100,8 @@ def parallelize_text_encoder(
         encoder: any module, of any dtype, whole. Parameters on ``meta`` stay there, see
             `load_text_encoder`.
         mesh: 1-D, or with a dim named ``"sp"``; None takes all ranks. Without a process group, or
-            on one rank, nothing is changed.
+            on one rank, nothing is changed; if a launcher started several processes and they have
+            no group, a warning says so.
         exclude: names of modules to leave whole, with all that is in them; ``*`` stands for
             anything.
         verify: False skips the proof on the first call.

@@ -9,10 +9,10 @@ from typing import Any
 from torch import fx
 
 from ascend_sp.graph.context import Implementation, Note, PassContext, source_line
-from ascend_sp.graph.layout import PLACEMENTS, REPLICATE
 from ascend_sp.graph.origin import exchange_of, made_by
 from ascend_sp.passes.choose_strategy import Choice
 from ascend_sp.passes.overlap.copies import Copies, copies
+from ascend_sp.passes.overlap.saving import is_sharded
 from ascend_sp.passes.overlap.timeline import Timelines, Totals, Transfer
 from ascend_sp.passes.ulysses import Exchange
 from ascend_sp.runtime.ops import STARTS
@@ -187,15 +187,6 @@ def collectives(gm: fx.GraphModule) -> list[Collective]:
 
 def _estimated(row: Collective, t: Transfer) -> Collective:
     return replace(row, seconds=t.seconds, exposed_seconds=t.exposed, why_exposed=t.why)
-
-
-def is_sharded(node: fx.Node) -> bool | None:
-    """Whether this rank computes only its share of `node`; None where nobody said."""
-    places = node.meta.get(PLACEMENTS)
-    if places is not None:
-        return not all(p == REPLICATE for p in places)
-    # What ulysses made is a rank's own; the rest came later and takes after what it reads.
-    return True if exchange_of(node) else None
 
 
 def _ops(gm: fx.GraphModule) -> dict[str, int]:

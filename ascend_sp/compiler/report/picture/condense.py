@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from ascend_sp.compiler.report.facts import Collective, Report, Split, is_sharded
+from ascend_sp.compiler.report.facts import Collective, Report, Split
 from ascend_sp.graph.cost.estimate import is_free
 from ascend_sp.graph.origin import origin_of
+from ascend_sp.passes.overlap.saving import is_sharded
 from ascend_sp.passes.overlap.timeline import Timelines
 from ascend_sp.runtime.ops import STARTS, WAIT
 
