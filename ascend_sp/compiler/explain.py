@@ -22,8 +22,9 @@ from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.backend import context
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.fakes import twins
+from ascend_sp.compiler.ladder import Attempts
 from ascend_sp.compiler.pieces import Pieces, pieces_of_running
-from ascend_sp.compiler.pipeline import capture_attention, compile_aten
+from ascend_sp.compiler.pipeline import capture_attention
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.compiler.report.facts import Report
@@ -169,29 +170,25 @@ class _Watcher:
     def _passes(
         self, gm: fx.GraphModule, ctx: PassContext, pieces: Pieces, times: dict[str, float]
     ) -> None:
-        """Run the passes for the first target that takes the graph, and keep the report."""
+        """What `ladder.lower` does, up to lowering; the report is kept."""
         config, self.traced_on = self.asked.config, ctx.device
         dump = Dump.create(config.dump_dir, self.asked.rank)
         dump.times |= times
         dump.wanted = True
-        rungs = targets.ladder(config.target, self.asked.kind)
-        for target in rungs:
-            last = target is rungs[-1]
-            own = replace(
-                ctx,
-                target=target.name,
-                converts=target.converts if ctx.device == DEVICE else None,
-                notes=list(ctx.notes),
-                results=ctx.results.copy(),
-            )
-            if ctx.device == DEVICE and target.missing(ctx.ascend) and not last:
-                continue
-            estimator = own.estimator()
-            one_rank = sum(estimator.seconds(n) for n in gm.graph.nodes)
-            attempt = compile_aten(gm if last else _pytorch.copy_of(gm), own, config, dump)
-            if ctx.device != DEVICE or last or not target.refuses(attempt):
-                dump.finish(attempt, own, config.described())
+        kind = self.asked.kind
+        one_rank = {}  # by whether the target fuses, of the graph before the passes rewrite it
+        for target in targets.ladder(config.target, kind):
+            before = replace(ctx, target=target.name)
+            if before.fuses not in one_rank:
+                estimator = before.estimator()
+                one_rank[before.fuses] = sum(estimator.seconds(n) for n in gm.graph.nodes)
+        attempts = Attempts(gm, ctx, config, dump, kind=kind, warns=False)
+        for attempt in attempts:
+            if not attempt.refused:
                 break
+            attempts.refuse(attempt.target, attempt.refused)
+        own = attempt.ctx
+        dump.finish(attempt.program, own, config.described())
         little = pieces.found(dump.number, own)
         if little is not None and own.on_unsharded == "error":
             raise little.error()
@@ -199,7 +196,7 @@ class _Watcher:
         self.little = told[:1].upper() + told[1:]  # what the last graph says stands for all
         assert dump.report is not None
         if self.asked.ranks > 1:
-            dump.report.one_rank = one_rank
+            dump.report.one_rank = one_rank[own.fuses]
             dump.finish_times()  # the page says it, too
         self.reports.append(dump.report)
 
