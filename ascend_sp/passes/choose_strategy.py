@@ -51,7 +51,6 @@ class Choice:
         return asdict(self) | {
             "n": len(self.nodes),
             "strategy": str(self.strategy),
-            "text": str(self),
         }
 
     def __str__(self) -> str:

@@ -179,7 +179,9 @@ def _split(same: list[Split]) -> tuple[str, ...]:
 
 def _sentence(row: tuple[str, ...]) -> str:
     n, rows, heads, mask, strategy, exchanges, sent, hidden, runs_as, where = row
-    told = [f"{n} x {rows} rows", f"{heads} heads"] + [f"mask {mask}"] * (mask not in ("", "no"))
+    told = [f"{n} x {rows} rows", f"{heads} heads"]
+    if mask not in ("", "no"):
+        told.append(f"mask {mask}")
     if strategy in (LOCAL, WHOLE):
         told += [strategy]
     elif strategy != "-":

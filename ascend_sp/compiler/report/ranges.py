@@ -135,4 +135,6 @@ def _kind(op: Any) -> str:
     """What calls of one sort have in common, whatever variant the target makes of an op."""
     name = getattr(op, "_opname", "")
     kinds = (*WORDS, WAIT._opname)
-    return next((k for k in kinds if name.startswith(k)), "attention" * ("attention" in name))
+    return next(
+        (k for k in kinds if name.startswith(k)), "attention" if "attention" in name else ""
+    )

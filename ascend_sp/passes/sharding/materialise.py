@@ -82,7 +82,7 @@ class Materialiser:
             node.meta[GLOBAL_SHAPES] = self.global_shapes[node]
 
     def _rewrite(self, node: fx.Node) -> None:
-        if self._is_size(node):
+        if self._made_a_size(node):
             return
         found = self.plan.answers.get(node)
         operands = operand_nodes(node)
@@ -107,8 +107,8 @@ class Materialiser:
             self._localise_arguments(node, dict(found.args))
         self._refresh(node)
 
-    def _is_size(self, node: fx.Node) -> bool:
-        """A size that is read off a sharded tensor still means the global one."""
+    def _made_a_size(self, node: fx.Node) -> bool:
+        """Replace a size that is read off a sharded tensor: it still means the global one."""
         val = node.meta.get("val")
         if isinstance(val, torch.SymInt) and any(
             isinstance(self.plan.placement(x), Shard) for x in operand_nodes(node)

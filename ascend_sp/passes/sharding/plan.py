@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def is_getitem(node: fx.Node) -> bool:
 
 def call_of(node: fx.Node, placement: Callable[[int, fx.Node], Placement], world: int) -> Call:
     """`node` as the question that a rule answers; `placement(i, operand)` places its operands."""
-    count = iter(range(len(node.all_input_nodes) + 10_000))
+    count = itertools.count()
 
     def argument(value: object) -> object:
         if not isinstance(value, fx.Node):

@@ -20,7 +20,6 @@ from ascend_sp.graph.layout import (
     Seam,
     Sequence,
     Shard,
-    same,
 )
 from ascend_sp.passes.sharding.plan import (
     Plan,
@@ -228,14 +227,3 @@ def _must_travel(plan: Plan, node: fx.Node) -> bool:
     return any(
         isinstance(plan.placement(x), Shard) and x not in plan.seeds for x in operand_nodes(node)
     )
-
-
-def moves(plan: Plan, node: fx.Node) -> list[tuple[fx.Node, Placement, Placement]]:
-    """Operands of `node` that do not lie where its answer wants them: ``(operand, has, wants)``."""
-    found = plan.answers.get(node)
-    wants = found.inputs if found else [REPLICATE] * len(operand_nodes(node))
-    return [
-        (x, plan.placement(x), w)
-        for x, w in zip(operand_nodes(node), wants, strict=True)
-        if not same(shapes(x)[0], plan.placement(x), w)
-    ]

@@ -200,12 +200,11 @@ def split(call: Call) -> Answer:
         pieces.append(piece)
         sizes.append(piece.local_size(call.world))
         start = start + shape[dim]
-    if call.op is aten.split.Tensor and any(not equal(s, sizes[0]) for s in sizes[:-1]):
+    if call.op is not aten.split.Tensor:
+        return Local((x.shard,), tuple(pieces), args={1: sizes})
+    if not all(equal(s, sizes[0]) for s in sizes):
         return Reshard("split() into equal sizes gives unequal shards")
-    local = sizes[0] if call.op is aten.split.Tensor else sizes
-    if call.op is aten.split.Tensor and len(sizes) > 1 and not equal(sizes[-1], sizes[0]):
-        return Reshard("split() into equal sizes gives unequal shards")
-    return Local((x.shard,), tuple(pieces), args={1: local})
+    return Local((x.shard,), tuple(pieces), args={1: sizes[0]})
 
 
 @rule(aten.cat.default)
