@@ -20,6 +20,7 @@ from ascend_sp.compiler.diagnostics import Dump
 from ascend_sp.compiler.numerics import NumericCheck
 from ascend_sp.compiler.pipeline import compile_aten
 from ascend_sp.compiler.report import collectives
+from ascend_sp.compiler.strides import Promised
 from ascend_sp.compiler.targets import Runnable, Target
 from ascend_sp.passes.border import border
 from ascend_sp.passes.context import Note, PassContext, line_of, source_line
@@ -57,6 +58,7 @@ def lower(
         RankMismatchError: the ranks do not come out with the same collectives.
     """
     rungs = targets.ladder(config.target, ctx.device)
+    promised = Promised(gm)
     refused: list[tuple[str, str]] = []
     for target in rungs:
         if refused:
@@ -88,7 +90,7 @@ def lower(
                 facts = {"target": target.name, "refused": why, "collectives": rows}
                 guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
         if run is not None:
-            return Lowered(run, program)
+            return Lowered(promised.kept_by(run), program)
         refused.append((target.name, f"cannot take this graph: {why}"))
     raise AssertionError("the last target takes every graph")
 
