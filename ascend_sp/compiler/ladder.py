@@ -21,6 +21,7 @@ from ascend_sp.compiler.pieces import Pieces
 from ascend_sp.compiler.pipeline import compile_aten
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.facts import Collective, collectives
+from ascend_sp.compiler.strides import Promised
 from ascend_sp.compiler.targets import Runnable, Target
 from ascend_sp.graph.border import border
 from ascend_sp.graph.context import Note, NoteKind, PassContext, line_of, source_line
@@ -144,6 +145,7 @@ def lower(
         UnshardedError: nothing is split, or it does not pay, and ``on_unsharded="error"``.
     """
     attempts = Attempts(gm, ctx, config, dump, kind=ctx.device, check=check)
+    promised = Promised(gm)  # before a pass rewrites it
     for a in attempts:
         pieces.tell(dump.number, a.ctx)
         found = collectives(a.program)
@@ -159,7 +161,7 @@ def lower(
                 facts = {"target": a.target.name, "refused": why, "collectives": rows}
                 guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
         if run is not None:
-            return Lowered(run, program)
+            return Lowered(promised.kept_by(run), program)
         attempts.refuse(a.target, why)
     raise AssertionError("the last target takes every graph")
 

@@ -36,10 +36,17 @@ class Border:
             inputs.clear()  # the caller hands over its references, so that memory can be freed
             out = list(run(real))
             for i in self.outputs:
-                out[i] = torch.view_as_complex(out[i].contiguous())
+                out[i] = _complex(out[i])
             return out
 
         return call
+
+
+def _complex(pairs: torch.Tensor) -> torch.Tensor:
+    try:
+        return torch.view_as_complex(pairs)
+    except RuntimeError:  # the two numbers of a pair do not lie side by side
+        return torch.view_as_complex(pairs.contiguous())
 
 
 def border(ctx: PassContext) -> Border:

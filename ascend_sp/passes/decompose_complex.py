@@ -116,6 +116,10 @@ def _is_complex(value: object) -> bool:
     return any(isinstance(x, torch.Tensor) and x.is_complex() for x in leaves)
 
 
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
+
+
 class _UnknownError(Exception):
     """No real form of this op is known."""
 
@@ -135,6 +139,8 @@ class _Decomposition:
 
     def run(self) -> Border:
         nodes = list(self.gm.graph.nodes)
+        returned: Any = nodes[-1].args[0]
+        strides = [n.meta["val"].stride() if _is_tensor(n) else () for n in returned]
         placeholders = [n for n in nodes if n.op == "placeholder"]
         body = next(n for n in nodes if n.op != "placeholder")
         with self.emit.at(body):
@@ -142,7 +148,7 @@ class _Decomposition:
         outputs: tuple[int, ...] = ()
         for node in nodes:
             if node.op == "output":
-                outputs = self._output(node)
+                outputs = self._output(node, strides)
             elif node.op == "placeholder":
                 continue
             elif _is_complex(node) or not self.parts.keys().isdisjoint(node.all_input_nodes):
@@ -174,15 +180,19 @@ class _Decomposition:
         select = aten.select.int
         return self._call(select, pairs, -1, 0), self._call(select, pairs, -1, 1)
 
-    def _output(self, node: fx.Node) -> tuple[int, ...]:
+    def _output(self, node: fx.Node, strides: list[tuple[Any, ...]]) -> tuple[int, ...]:
+        """Results in the memory order of `strides`, complex ones as pairs; positions of those."""
         positions: list[int] = []
         returned: Any = node.args[0]
         values = list(returned)
-        for i, x in enumerate(values):
-            if x in self.parts:
-                with self.emit.at(node):
-                    values[i] = self._call(aten.stack.default, list(self.parts[x]), -1)
-                positions.append(i)
+        with self.emit.at(node):
+            for i, x in enumerate(values):
+                if x in self.parts:
+                    pairs = self._call(aten.stack.default, list(self.parts[x]), -1)
+                    values[i] = self.emit.restride(pairs, [*(2 * s for s in strides[i]), 1])
+                    positions.append(i)
+                elif x in self.moved:
+                    values[i] = self.emit.restride(x, strides[i])
         node.args = (type(returned)(values),)
         return tuple(positions)
 
