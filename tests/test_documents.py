@@ -105,6 +105,13 @@ def test_the_page_of_rules_is_made_from_the_code() -> None:
     assert TEXTS["docs/rules.md"] == rule_table.page(), "docs/rules.md is not up to date: make docs"
 
 
+def test_python_in_pages_is_python() -> None:
+    for name in NAMES:
+        for block in FENCED.finditer(TEXTS[name]):
+            if block[1] == "python":
+                ast.parse(block[2], name)
+
+
 # What the compiler writes.
 
 

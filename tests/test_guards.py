@@ -143,7 +143,7 @@ def test_inputs_that_differ() -> None:
             text = texts[name]
             assert text.startswith("RankMismatchError: the ranks of group")
             graph = 1 if name == "always" else 0
-            assert f"do not have the same inputs for graph {graph}, 1 of 29 differ" in text, text
+            assert f"do not have the same inputs for graph {graph}: 1 of 29 differ" in text, text
             assert "\n  x: float32[1, 17, 12] " in text
             assert " on rank(s) [0]; float32[1, 17, 12] " in text and " on rank(s) [1]\n" in text
             assert "manual_seed" in text and "ASCEND_SP_CHECK_INPUTS=off" in text

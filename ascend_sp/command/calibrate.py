@@ -1,4 +1,4 @@
-"""Measure this machine for the cost model, and write what it reaches to a file.
+"""Measure the rates of this machine for the cost model, and write them to a file.
 
     torchrun --nproc-per-node 2 -m ascend_sp calibrate --out device.json
 

@@ -42,7 +42,7 @@ def ascend_sp(
     """Compile one Dynamo graph into this rank's part of a sequence-parallel program.
 
     Every rank of the group calls the compiled model with the same inputs, and gets the same
-    outputs: whole tensors in, whole tensors out. What is sharded in between is the compiler's.
+    outputs: whole tensors in, whole tensors out.
 
     Args:
         gm: the graph, from Dynamo.

@@ -79,7 +79,7 @@ def _structure(module: nn.Module, linears: dict[str, nn.Linear]) -> Structure:
 def _feed_forward(module: nn.Module, linears: dict[str, nn.Linear]) -> Structure:
     row, columns = _pair(linears, lambda inner, outs: set(outs) == {inner} or outs == [2 * inner])
     if len(columns) > 2:
-        raise _Whole(f"{len(columns)} equal Linears, and no number of heads to tell what they are")
+        raise _Whole(f"{len(columns)} equal Linears, and no number of heads that tells their roles")
     inner = linears[row].in_features
     for name, parameter in module.named_parameters():
         if name.split(".")[0] not in linears:
@@ -134,7 +134,7 @@ def _pair(linears: dict[str, nn.Linear], feeds: Any) -> tuple[str, list[str]]:
         ):
             return row, columns
     sizes = ", ".join(f"{n} {c.in_features}->{c.out_features}" for n, c in linears.items())
-    raise _Whole(f"no Linear takes in what the others put out: {sizes}")
+    raise _Whole(f"no Linear's input fits the outputs of the others: {sizes}")
 
 
 def _head_dim(inner: int, of_kv: int, numbers: dict[str, int]) -> int:
@@ -151,7 +151,7 @@ def _head_dim(inner: int, of_kv: int, numbers: dict[str, int]) -> int:
             fits.append(d)
     if len(fits) != 1:
         raise _Whole(
-            f"its numbers about heads ({numbers or 'none'}) do not fit projections to {inner} and "
+            f"its numbers of heads ({numbers or 'none'}) do not fit projections to {inner} and "
             f"{of_kv} features"
         )
     return fits[0]

@@ -171,8 +171,8 @@ def _refuse_meta(encoder: nn.Module) -> None:
     if left:
         raise TextEncoderError(
             f"{len(left)} buffers or parameters are on meta and in no file: {left[:4]}. Build the "
-            "encoder under accelerate.init_empty_weights(include_buffers=False), which makes "
-            "buffers for real, instead of torch.device('meta')."
+            "encoder under accelerate.init_empty_weights(include_buffers=False), which "
+            "creates real buffers, instead of torch.device('meta')."
         )
 
 

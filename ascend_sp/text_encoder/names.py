@@ -10,7 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ascend_sp.runtime.errors import TextEncoderError
 
-_REMEDY = "Pass the files of this very model, or rename=... that turns their names into its names."
+_REMEDY = (
+    "Pass the files of this model, or rename=..., a function from their names to the encoder's."
+)
 
 
 def match(
