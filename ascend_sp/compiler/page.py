@@ -13,6 +13,7 @@ NOTES = {
     "target": "Targets that could not take the graph",
     "unsharded": "Not split, and why",
     "gather": "Gathered",
+    "packed": "Gathered in one, or not",
     "reshard": "Moved between splits",
     "all_reduce": "Sums over ranks",
     "strategy": "Strategies that were not possible",

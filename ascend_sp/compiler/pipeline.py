@@ -24,6 +24,7 @@ from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm
 from ascend_sp.passes.npu.respell import respell_for_ge
 from ascend_sp.passes.npu.rotary import fuse_rotary
+from ascend_sp.passes.pack_gathers import pack_gathers
 from ascend_sp.passes.schedule_collectives import schedule_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
@@ -114,6 +115,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(fuse_rotary, _facts("aten"), when=_npu, optional=True),
     Pass(fuse_attention, _facts("aten"), when=_fused_attention, optional=True),
     Pass(unfuse_bias, _facts("aten"), when=_inductor_on_cpu, optional=True),
+    # Before the order, which is asked what it costs that values wait for each other.
+    Pass(pack_gathers, _facts("local"), when=_several_ranks, optional=True),
     Pass(schedule_collectives, _facts("local"), when=_several_ranks, optional=True),
     Pass(lower_attention, _facts("aten"), _facts("lowerable")),
     Pass(respell_for_ge, _facts("lowerable"), when=_ge_graph),

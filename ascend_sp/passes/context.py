@@ -67,8 +67,8 @@ class Note:
     """Something that a person should know about one node."""
 
     kind: str
-    """``target``, ``attention``, ``unsharded``, ``gather``, ``reshard``, ``all_reduce`` or
-    ``complex``."""
+    """``target``, ``attention``, ``unsharded``, ``gather``, ``packed``, ``reshard``,
+    ``all_reduce``, ``strategy`` or ``complex``."""
     node: str
     op: str
     text: str
