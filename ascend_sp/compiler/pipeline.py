@@ -26,6 +26,7 @@ from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm
 from ascend_sp.passes.npu.respell import respell_for_ge
 from ascend_sp.passes.npu.rotary import fuse_rotary
+from ascend_sp.passes.pack_gathers import pack_gathers
 from ascend_sp.passes.schedule_collectives import schedule_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
@@ -115,6 +116,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(fuse_attention, (EXCHANGED,), when=_fused_attention, optional=True, exact=False),
     # A product rounds to half precision before a bias is added, and not after.
     Pass(unfuse_bias, when=_inductor_on_cpu, optional=True, exact=False),
+    # Before the order, which is asked what it costs that values wait for each other.
+    Pass(pack_gathers, (PLACED, EXCHANGED), when=_several_ranks, optional=True),
     Pass(schedule_collectives, (PLACED, EXCHANGED), when=_several_ranks, optional=True),
     Pass(lower_attention, (EXCHANGED,), (LOWERED,), exact=False),
     Pass(respell_for_ge, (LOWERED,), when=_ge_graph),

@@ -79,6 +79,7 @@ class NoteKind(str, Enum):
     TARGET = "target", "Targets that could not take the graph"
     UNSHARDED = "unsharded", "Not split, and why"
     GATHER = "gather", "Gathered"
+    PACKED = "packed", "Gathered in one, or not"
     RESHARD = "reshard", "Resharded"
     ALL_REDUCE = "all_reduce", "Sums over ranks"
     STRATEGY = "strategy", "Strategies that were not possible"
