@@ -120,10 +120,9 @@ def test_one_program_for_all_lengths() -> None:
     _, programs, _, network = simulate(captured, 2)
     assert network.calls == {"all_to_all_single": 4 * 4} | ONE_GATHER
     sizes = {14: 9, 5: 3, 2: 2}
+    pairs = list(zip(first, other, strict=True))
     swapped = [
-        sizes[v]
-        if isinstance(v, int)
-        else next((b for a, b in zip(first, other, strict=True) if a is v), v)
+        sizes[v] if isinstance(v, int) else next((b for a, b in pairs if a is v), v)
         for v in captured.inputs
     ]
     with torch.no_grad():
