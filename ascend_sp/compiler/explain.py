@@ -202,9 +202,7 @@ class _Watcher:
 
     def remarks(self) -> list[str]:
         """What is not as it would be on the devices."""
-        stopped = [
-            text for text in (self.stopped, self.little[:1].upper() + self.little[1:]) if text
-        ]
+        stopped = [text for text in (self.stopped, self.little) if text]
         if self.asked.kind == self.traced_on:
             return stopped
         if self.asked.kind == DEVICE:

@@ -219,7 +219,9 @@ def _nothing_split(bad: list[tuple[fx.Node, str]]) -> Unsplit:
         lines.append(f"  and {len(kinds) - SHOWN} more, see summary.md of the dump (dump_dir)")
     return Unsplit(
         {f"nothing split: {why}" for _, why in bad},
-        "nothing is split: this graph attends, and every rank runs all of it:\n" + "\n".join(lines),
+        "nothing is split: this graph attends, and every rank runs all of it:\n"
+        + "\n".join(lines)
+        + "\ndocs/debugging.md says under 'Nothing is split' what helps.",
     )
 
 
