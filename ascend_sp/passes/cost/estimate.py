@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from ascend_sp.passes._pytorch import OpOverload, is_pointwise, tree_leaves
 from ascend_sp.passes.cost.device import DeviceModel, LinkCost
 from ascend_sp.passes.npu.attention_ops import OPS as NPU_ATTENTION
+from ascend_sp.passes.sizes import row_major
 from ascend_sp.runtime.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, STARTS, WAIT
 
 aten = torch.ops.aten
@@ -209,7 +210,7 @@ def is_free(node: fx.Node) -> bool:
     # `reshape` and `contiguous` may be views and may copy.
     if target in (aten.reshape.default, aten.contiguous.default):
         x: Any = node.args[0]
-        return x.meta["val"].is_contiguous()
+        return row_major(x.meta["val"])
     return True
 
 
