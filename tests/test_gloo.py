@@ -26,7 +26,7 @@ def compile_flux(
     # The first length is the number of channels, and PyTorch would take the two for one size.
     torch.fx.experimental._config.use_duck_shape = False
     errors = []
-    lengths = [image, *((17, 18, 21, 24, 25, 3, 64) if dynamic else (image,))]
+    lengths = [image, *((17, 18, 21, 24, 25, 7, 64) if dynamic else (image,))]
     for seed, length in enumerate(lengths):
         inputs = flux_inputs(2, length, text, seed=seed)
         errors.append(error(compiled(**inputs)[0], model(**inputs)[0]))

@@ -23,7 +23,7 @@ from ascend_sp.graph._pytorch import (
     tree_map,
 )
 from ascend_sp.graph.origin import set_origin
-from ascend_sp.graph.sizes import Size, as_size
+from ascend_sp.graph.sizes import Size, as_size, row_major
 
 aten = torch.ops.aten
 
@@ -165,8 +165,8 @@ class Emitter:
         return self.call(aten.permute.default, x, dims)
 
     def contiguous(self, x: fx.Node, *, force: bool = False) -> fx.Node:
-        """`x` in row-major order: `x` itself if it is so already."""
-        if not force and x.meta["val"].is_contiguous():
+        """`x` in row-major order: `x` itself if it is known to be so already."""
+        if not force and row_major(x.meta["val"]):
             return x
         return self.call(aten.clone.default, x, memory_format=torch.contiguous_format)
 
@@ -183,10 +183,22 @@ class Emitter:
         return self.permute(self.contiguous(self.permute(x, order)), back)
 
     def narrow(self, x: fx.Node, dim: int, start: Size, stop: Size) -> fx.Node:
-        """``x[start:stop]`` along `dim`."""
+        """``x[start:stop]`` along `dim`.
+
+        Where it depends on a symbol whether that leaves gaps (padding is cut off, if there is any),
+        `dim` becomes the outermost in memory, and it leaves none: PyTorch asks it of every value
+        that it traces, and what it finds would be a guard of the program.
+        """
         if start == 0 and stop == as_shape_of(x)[dim]:
             return x
-        return self.call(aten.slice.Tensor, x, dim, start, stop)
+        out = self.call(aten.slice.Tensor, x, dim, start, stop)
+        if row_major(out.meta["val"]) is not None:
+            return out
+        self.graph.erase_node(out)
+        order = [dim, *(d for d in range(x.meta["val"].dim()) if d != dim)]
+        rows = self.contiguous(self.permute(x, order))
+        rows = self.call(aten.slice.Tensor, rows, 0, start, stop)
+        return self.permute(rows, [order.index(d) for d in range(len(order))])
 
     def pad_end(self, x: fx.Node, dim: int, amount: Size, value: float = 0) -> fx.Node:
         """`x` with `amount` rows of `value` behind its end along `dim`."""

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import sympy
 import torch
 
-from ascend_sp.graph._pytorch import FloorDiv, free_unbacked_symbols
+from ascend_sp.graph._pytorch import FloorDiv, free_unbacked_symbols, statically_known_true
 
 Size: TypeAlias = "int | sympy.Expr"
 
@@ -78,3 +78,20 @@ def divide(a: Size, b: Size) -> Size | None:
     # Not `sympy.fraction`, which takes (s + 2) / 2, kept as the sum s/2 + 1, for whole.
     numerator, denominator = sympy.cancel(sympy.sympify(a) / b).as_numer_denom()
     return as_size(numerator) if denominator == 1 else None
+
+
+def row_major(value: torch.Tensor) -> bool | None:
+    """Whether `value` lies in row-major order without gaps; None if its symbols decide that.
+
+    `torch.Tensor.is_contiguous` would ask what it is in this call, and make a program for such
+    sizes only.
+    """
+    answer: bool | None = True
+    below: int | torch.SymInt = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if not statically_known_true(size == 1) and not statically_known_true(stride == below):
+            if statically_known_true(size != 1) and statically_known_true(stride != below):
+                return False
+            answer = None
+        below = below * size
+    return answer

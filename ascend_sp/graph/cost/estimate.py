@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from ascend_sp.graph._pytorch import OpOverload, is_pointwise, tree_leaves
 from ascend_sp.graph.cost.device import DeviceModel, LinkCost
 from ascend_sp.graph.npu_names import OPS as NPU_ATTENTION
+from ascend_sp.graph.sizes import row_major
 from ascend_sp.runtime.ops import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, STARTS, WAIT
 
 aten = torch.ops.aten
@@ -209,7 +210,7 @@ def is_free(node: fx.Node) -> bool:
     # `reshape` and `contiguous` may be views and may copy.
     if target in (aten.reshape.default, aten.contiguous.default):
         x: Any = node.args[0]
-        return x.meta["val"].is_contiguous()
+        return bool(row_major(x.meta["val"]))
     return True
 
 
