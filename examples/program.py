@@ -111,6 +111,7 @@ def _run(example: Example, args: argparse.Namespace, arguments: Parser, world: W
         return pipe
 
     if example.drawing and not args.model:
+        make()  # refuses a bad size now
         drawing, dtype = example.drawing, _dtype(args, world.device)
         drawn = _runs(
             lambda: drawing(dtype).to(world.device),
@@ -121,9 +122,12 @@ def _run(example: Example, args: argparse.Namespace, arguments: Parser, world: W
             timed=False,
         )
         torch.compiler.reset()
+        _save(drawn, world, args)
+        say(f"{args.output} is drawn; now the times, with a wider model of random weights ...")
     timed = _runs(make, inputs, example, args, world)
+    if not drawn:
+        _save(timed, world, args)
     if world.rank == 0:
-        _save(drawn or timed, world, args)
         rows = [*_times(timed, world), *_differences(drawn or timed, "")]
         if drawn:
             rows += _differences(timed, ", in what was timed")
@@ -182,7 +186,9 @@ def _runs(
 
 
 def _save(runs: Runs, world: World, args: argparse.Namespace) -> None:
-    """The picture of one process, that of all, and their difference."""
+    """The picture of one process, that of all, and their difference, from rank 0."""
+    if world.rank != 0:
+        return
     assert runs.compiled
     ours = {f"ascend_sp, {_ranks(world)}": runs.compiled.image}
     if runs.eager:

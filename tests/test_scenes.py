@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from scenes import draw, model
+from scenes import draw, model, words
 
-# In words that the captions of the training have, and not as they have them.
 PROMPTS = {
     "a ship at night, the moon": ("night", "ship", "moon", False),
     "a lighthouse at night under a full moon": ("night", "lighthouse", "moon", False),
@@ -25,28 +24,28 @@ PROMPTS = {
 
 
 def drawn(what: tuple[str, str, str, bool]) -> np.ndarray:
-    return draw.draw(draw.Scene(*what, shifts=(0.0,) * 8))
+    return draw.draw(words.Scene(*what, shifts=(0.0,) * 8))
 
 
 def every_scene() -> dict[tuple[str, str, str, bool], np.ndarray]:
     return {
         what: drawn(what)
-        for time in draw.TIMES
-        for subject in draw.SUBJECTS
-        for sky in draw.SKIES[time]
+        for time in words.TIMES
+        for subject in words.SUBJECTS
+        for sky in words.SKIES[time]
         for left in (False, True)[: 1 + ("lighthouse" in subject)]
         for what in [(time, subject, sky, left)]
     }
 
 
 def test_a_seed_is_a_picture() -> None:
-    a, b = (draw.scene(random.Random(3)) for _ in range(2))
-    assert a == b and draw.caption(a, random.Random(4)) == draw.caption(b, random.Random(4))
+    a, b = (words.scene(random.Random(3)) for _ in range(2))
+    assert a == b and words.caption(a, random.Random(4)) == words.caption(b, random.Random(4))
     assert (draw.draw(a) == draw.draw(b)).all()
-    assert (draw.draw(a) != draw.draw(draw.scene(random.Random(4)))).any()
+    assert (draw.draw(a) != draw.draw(words.scene(random.Random(4)))).any()
     pictures = every_scene()
     assert len({p.tobytes() for p in pictures.values()}) == len(pictures) == 36
-    bright = {t: np.mean([p.mean() for w, p in pictures.items() if w[0] == t]) for t in draw.TIMES}
+    bright = {t: np.mean([p.mean() for w, p in pictures.items() if w[0] == t]) for t in words.TIMES}
     assert bright["night"] < bright["sunset"] < bright["day"]
 
 

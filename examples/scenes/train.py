@@ -4,22 +4,19 @@
 
 First the VAE learns to compress pictures, 64 pixels to one latent of four channels; then its
 decoder alone learns to draw sharper what the encoder keeps. Last the transformer learns, from pairs
-of caption and compressed picture, to tell the noise in a mixture of
-both: at noise level s of 0 to 1 the mixture is (1 - s) picture + s noise, and what is asked for is
-noise - picture (a rectified flow), which is what FLUX's scheduler integrates. All numbers are drawn
-from fixed seeds. Each process is one core, and takes its share of every batch. A sheet of samples
-is drawn now and then.
+of caption and compressed picture, to tell the noise in a mixture of both: at noise level s of 0 to
+1 the mixture is (1 - s) picture + s noise, and what is asked for is noise - picture (a rectified
+flow), which is what FLUX's scheduler integrates. All numbers are drawn from fixed seeds. Each
+process is one core, and takes its share of every batch. Now and then the weights are written, and a
+sheet of samples is drawn with them.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import math
-import os
 import random
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -30,7 +27,9 @@ from PIL import Image
 from torch import nn
 
 from . import model
-from .draw import SIDE, Scene, caption, draw, scene
+from .draw import SIDE, draw
+from .fit import RANK, WORLD, fit, say
+from .words import Scene, caption, scene
 
 PROMPTS = (
     "a lighthouse at night under a full moon",
@@ -42,7 +41,6 @@ PROMPTS = (
     "the sea at night with a full moon",
     "a ship",
 )
-RANK, WORLD = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
 BATCH = 16
 GUIDANCE = 3.5  # FLUX is told a guidance. This one has seen no other than the pipeline's default.
 
@@ -55,8 +53,8 @@ def main() -> None:
     add("--work", type=Path, default=Path("out/scenes"), help="for the VAE and the samples")
     add("--keep-vae", action="store_true", help="take the VAE of an earlier run from --work")
     add("--vae-steps", type=int, default=1500)
-    add("--decoder-steps", type=int, default=1500, help="of the decoder alone")
-    add("--steps", type=int, default=4000, help="of the transformer")
+    add("--decoder-steps", type=int, default=600, help="of the decoder alone")
+    add("--steps", type=int, default=3000, help="of the transformer")
     add("--scenes", type=int, default=6000, help="that the transformer learns from")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -86,77 +84,6 @@ def main() -> None:
     train_flux(flux, pictures, latents, captions, args)
     if WORLD > 1:
         dist.destroy_process_group()
-
-
-class Average:
-    """The running mean of a module's weights, which is better than the last ones."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.steps = copy.deepcopy(module).eval(), decay, 0
-
-    def add(self, module: nn.Module) -> None:
-        """Move towards the weights of now."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        with torch.no_grad():
-            for mine, new in zip(self.module.parameters(), module.parameters(), strict=True):
-                mine.lerp_(new, 1 - decay)
-
-
-def schedule(step: int, steps: int, peak: float, warm: int = 100) -> float:
-    """The learning rate: up in a line, down in a cosine."""
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * (step - warm) / (steps - warm))))
-
-
-def say(text: str) -> None:
-    """Print once."""
-    if RANK == 0:
-        print(text, flush=True)
-
-
-def fit(
-    module: nn.Module, steps: int, peak: float, loss: Callable[[], torch.Tensor], name: str
-) -> Iterator[tuple[int, nn.Module]]:
-    """Minimise a loss: after each step, how many are done, and the module with mean weights.
-
-    Matrices in the middle of a transformer are moved by Muon, everything else by AdamW.
-    """
-    inner = [p for n, p in module.named_parameters() if p.ndim == 2 and "blocks." in n]
-    known = {id(p) for p in inner}
-    outer = [p for p in module.parameters() if id(p) not in known]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(outer, peak, betas=(0.9, 0.99))]
-    if inner:
-        muon = torch.optim.Muon(inner, peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-        optimisers.append(muon)
-    average, begin, recent = Average(module, 0.998), time.time(), 0.0
-    for step in range(steps):
-        value = loss()
-        module.zero_grad(set_to_none=True)
-        value.backward()
-        mean_gradients(module)
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = schedule(step, steps, peak)
-            optimiser.step()
-        average.add(module)
-        recent += (value.item() - recent) * max(0.01, 1 / (step + 1))
-        if step % 50 == 49:
-            minutes = (time.time() - begin) / 60
-            say(f"{name} {step + 1}/{steps}: {recent:.4f}, {minutes:.1f} minutes")
-        yield step + 1, average.module
-
-
-def mean_gradients(module: nn.Module) -> None:
-    """Over the processes."""
-    if WORLD > 1:
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            g.copy_(part.view_as(g)).div_(WORLD)
 
 
 # --- the VAE
