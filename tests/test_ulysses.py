@@ -56,7 +56,7 @@ def test_self_attention(batch: int, length: int, heads: int, ranks: int) -> None
 )
 def test_joint_attention(batch: int, image: int, text: int, heads: int, ranks: int) -> None:
     a, b = torch.randn(batch, image, 12), torch.randn(batch, text, 12)
-    check(JointAttention(12, heads), a, b, ranks=ranks, all_to_alls=8, gathers=2)
+    check(JointAttention(12, heads), a, b, ranks=ranks, all_to_alls=8)
 
 
 @settings(max_examples=6)
@@ -92,7 +92,7 @@ def test_masks(kind: str, additive: bool, image: int, text: int, heads: int, ran
     if additive:
         mask = torch.where(mask, torch.rand(mask.shape), torch.tensor(-1e4))
     a, b = torch.randn(2, image, 12), torch.randn(2, text, 12)
-    check(JointAttention(12, heads), a, b, mask, ranks=ranks, all_to_alls=8, gathers=2)
+    check(JointAttention(12, heads), a, b, mask, ranks=ranks, all_to_alls=8)
 
 
 @settings(max_examples=6)
@@ -118,7 +118,7 @@ def test_cross_attention_with_whole_keys_costs_nothing(
 @given(length=st.integers(2, 30), share=st.floats(0.1, 0.9), ranks=RANKS)
 def test_a_slice_inside_the_sequence_makes_segments(length: int, share: float, ranks: int) -> None:
     keep = min(length - 1, max(1, int(length * share)))
-    check(Sliced(keep), torch.randn(2, length, 12), ranks=ranks, all_to_alls=12, gathers=2)
+    check(Sliced(keep), torch.randn(2, length, 12), ranks=ranks, all_to_alls=12)
 
 
 def test_a_higher_order_op_runs_whole_and_all_around_it_is_split() -> None:

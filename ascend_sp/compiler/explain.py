@@ -25,7 +25,7 @@ from ascend_sp.compiler.fakes import twins
 from ascend_sp.compiler.ladder import Attempts
 from ascend_sp.compiler.pieces import Pieces, pieces_of_running
 from ascend_sp.compiler.pipeline import capture_attention
-from ascend_sp.compiler.report.diagnostics import Dump
+from ascend_sp.compiler.report.diagnostics import Dump, recompiles
 from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.compiler.report.facts import Report
 from ascend_sp.graph.context import PassContext
@@ -70,7 +70,7 @@ def explain(
     mode = _pytorch.FakeTensorMode(allow_non_fake_inputs=True)
     start = time.perf_counter()
     torch.compiler.reset()
-    before = Counter(_pytorch.graph_breaks())
+    before, earlier = Counter(_pytorch.graph_breaks()), len(recompiles())
     try:
         with torch.no_grad():
             model, args, kwargs = twins(mode, watcher.label, model, args, kwargs)
@@ -86,7 +86,7 @@ def explain(
         torch.compiler.reset()
     breaks = dict(Counter(_pytorch.graph_breaks()) - before)
     for r in watcher.reports:
-        r.graph_breaks = breaks
+        r.graph_breaks, r.recompiles = breaks, r.recompiles[earlier:]
     return Explanation(
         reports=watcher.reports,
         ranks=asked.ranks,

@@ -59,6 +59,11 @@ _recompiles: list[str] = []
 """Why code was recompiled, in this process."""
 
 
+def recompiles() -> list[str]:
+    """Why code was recompiled in this process so far."""
+    return list(_recompiles)
+
+
 @dataclass
 class Dump:
     """The record of one compiled graph on one rank."""
@@ -133,7 +138,7 @@ class Dump:
         shown = log.isEnabledFor(logging.INFO)
         if self.folder is None and not trace_enabled() and not self.wanted and not shown:
             return
-        self.report = report(gm, ctx, self.number, options, graph_breaks(), list(_recompiles))
+        self.report = report(gm, ctx, self.number, options, graph_breaks(), recompiles())
         r, lines = self.report, ctx.results.get(Timelines)
         self._make("placements.txt", lambda: placement_table(gm))
         self._make(
