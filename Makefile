@@ -57,7 +57,7 @@ docs: $(VENV)/.ready
 	$(BIN)/python -m ascend_sp.compiler.toggles > docs/toggles.md.new
 	mv docs/toggles.md.new docs/toggles.md
 
-# The demo's own weights, from nothing: an hour on two cores.
+# The demo's own weights, from nothing: less than an hour on two free cores.
 weights: $(VENV)/.ready
 	cd examples && OMP_NUM_THREADS=1 ../$(BIN)/torchrun --nproc-per-node 2 -m scenes.train \
 		--work ../out/scenes
