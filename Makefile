@@ -62,7 +62,7 @@ docs: $(VENV)/.ready
 		--ranks 8 --device 910B4 --num_layers 2 --num_single_layers 2 --dump out/docs
 	mv out/docs/graph_0/rank_0/dataflow.svg docs/flux.svg
 
-# The demo's own weights, from nothing: an hour on two cores.
+# The demo's own weights, from nothing: less than an hour on two free cores.
 weights: $(VENV)/.ready
 	cd examples && OMP_NUM_THREADS=1 ../$(BIN)/torchrun --nproc-per-node 2 -m scenes.train \
 		--work ../out/scenes

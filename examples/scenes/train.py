@@ -2,13 +2,12 @@
 
     make weights    # or: cd examples && torchrun --nproc-per-node 2 -m scenes.train
 
-First the VAE learns to compress pictures, 64 pixels to one latent of four channels; then its
-decoder alone learns to draw sharper what the encoder keeps. Last the transformer learns, from pairs
-of caption and compressed picture, to tell the noise in a mixture of both: at noise level s of 0 to
-1 the mixture is (1 - s) picture + s noise, and what is asked for is noise - picture (a rectified
-flow), which is what FLUX's scheduler integrates. All numbers are drawn from fixed seeds. Each
-process is one core, and takes its share of every batch. Now and then the weights are written, and a
-sheet of samples is drawn with them.
+First the VAE learns to compress pictures, 64 pixels to one latent of four channels. Then the
+transformer learns, from pairs of caption and compressed picture, to tell the noise in a mixture of
+both: at noise level s of 0 to 1 the mixture is (1 - s) picture + s noise, and what is asked for is
+noise - picture (a rectified flow), which is what FLUX's scheduler integrates. All numbers are drawn
+from fixed seeds. Each process is one core, and takes its share of every batch. Now and then the
+weights are written, and a sheet of samples is drawn with them.
 """
 
 from __future__ import annotations
@@ -53,7 +52,6 @@ def main() -> None:
     add("--work", type=Path, default=Path("out/scenes"), help="for the VAE and the samples")
     add("--keep-vae", action="store_true", help="take the VAE of an earlier run from --work")
     add("--vae-steps", type=int, default=1500)
-    add("--decoder-steps", type=int, default=600, help="of the decoder alone")
     add("--steps", type=int, default=3000, help="of the transformer")
     add("--scenes", type=int, default=6000, help="that the transformer learns from")
     args = parser.parse_args()
@@ -70,8 +68,6 @@ def main() -> None:
     else:
         train_vae(pictures, args.vae_steps)
     pictures.eval().requires_grad_(False)
-    if args.decoder_steps:
-        train_decoder(pictures, args.decoder_steps)
     if RANK == 0:
         safetensors.torch.save_model(pictures, str(file))
         show_vae(pictures, args.work / "vae.png")
@@ -121,24 +117,6 @@ def train_vae(pictures: AutoencoderKL, steps: int) -> None:
     for done, average in fit(pictures, steps, 2e-3, loss, "VAE"):  # noqa: B007
         best = average.state_dict()
     pictures.load_state_dict(best)
-
-
-def train_decoder(pictures: AutoencoderKL, steps: int) -> None:
-    """Learn to draw what the encoder, which stays, has kept, a little off as it will come."""
-    rng, generator = random.Random(10 + RANK), torch.Generator().manual_seed(RANK)
-    pictures.decoder.requires_grad_(True)
-
-    def loss() -> torch.Tensor:
-        real = torch.stack([as_tensor(scene(rng)) for _ in range(4 // WORLD)])
-        real = real.contiguous(memory_format=torch.channels_last)
-        kept = pictures.encode(real).latent_dist.mode()
-        off = 0.05 * torch.randn(kept.shape, generator=generator)
-        return error(pictures.decode(kept + off).sample, real)
-
-    for _, average in fit(pictures.decoder, steps, 2e-3, loss, "decoder"):
-        best = average.state_dict()
-    pictures.decoder.load_state_dict(best)
-    pictures.requires_grad_(False)
 
 
 def show_vae(pictures: AutoencoderKL, path: Path) -> None:
