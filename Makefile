@@ -13,7 +13,7 @@ TORCH_NPU ?= torch-npu==2.13.0
 PLATFORM := $(shell uname -s)-$(shell uname -m)
 NPU_ENV := PYTHONPATH=$(NPU)/site CANNSIM_LIB_DIR=$(NPU)/cann TORCH_DEVICE_BACKEND_AUTOLOAD=0
 
-.PHONY: demo test test-npu test-slow test-versions lint format docs bench clean
+.PHONY: demo test test-npu test-slow test-versions lint format docs weights bench clean
 
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(RANKS) examples/flux.py
@@ -56,6 +56,16 @@ format: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python -m ascend_sp.compiler.toggles > docs/toggles.md.new
 	mv docs/toggles.md.new docs/toggles.md
+	$(BIN)/python -m ascend_sp.compiler.rule_table > docs/rules.md.new
+	mv docs/rules.md.new docs/rules.md
+	$(BIN)/python -m ascend_sp explain examples/explain_inputs.py:flux --height 2048 --width 2048 \
+		--ranks 8 --device 910B4 --num_layers 2 --num_single_layers 2 --dump out/docs
+	mv out/docs/graph_0/rank_0/dataflow.svg docs/flux.svg
+
+# The demo's own weights, from nothing: less than an hour on two free cores.
+weights: $(VENV)/.ready
+	cd examples && OMP_NUM_THREADS=1 ../$(BIN)/torchrun --nproc-per-node 2 -m scenes.train \
+		--work ../out/scenes
 
 bench: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 benchmarks/two_ranks.py

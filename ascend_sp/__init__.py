@@ -14,7 +14,7 @@ check_torch()  # first: with an older one, what follows may fail to import
 from ascend_sp.compiler.backend import ascend_sp as backend
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.explain import explain
-from ascend_sp.compiler.explanation import Explanation
+from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.runtime.errors import (
     AscendSPError,
     CollectiveError,
@@ -27,9 +27,9 @@ from ascend_sp.runtime.errors import (
     UnshardedError,
     VerificationError,
 )
-from ascend_sp.runtime.text_encoder.apply import parallelize_text_encoder
-from ascend_sp.runtime.text_encoder.load import LoadReport, load_text_encoder
-from ascend_sp.runtime.text_encoder.report import TextEncoderReport
+from ascend_sp.text_encoder.apply import parallelize_text_encoder
+from ascend_sp.text_encoder.load import LoadReport, load_text_encoder
+from ascend_sp.text_encoder.report import TextEncoderReport
 
 __version__ = VERSION
 

@@ -1,6 +1,6 @@
 """What the cost model predicts of a step of ascend_sp's programs, beside what the step takes.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m ascend_sp.calibrate --out out/device.json
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m ascend_sp calibrate --out out/device.json
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/predict.py --device out/device.json
 
 fp32, Inductor, one thread a rank. A prediction is two numbers: the sum of all computation, as if
@@ -25,8 +25,8 @@ from cores import one_core
 from torch import fx
 
 from ascend_sp.compiler import ladder
-from ascend_sp.passes.cost.device import DeviceModel, find
-from ascend_sp.passes.cost.estimate import Estimator, attention_flops, product_flops
+from ascend_sp.graph.cost.device import DeviceModel, find
+from ascend_sp.graph.cost.estimate import Estimator, attention_flops, product_flops
 from models import MODELS, USUAL, Benchmark
 
 KINDS = ("products", "attention", "other kernels", "collectives")

@@ -98,7 +98,7 @@ def estimates(model: Model, ranks: int, device: str) -> dict[str, float]:
             explain_options={"ranks": ranks, "device": device, "target": "npugraph_ex"} | options,
             **kwargs,
         )
-        found[what] = model.forwards * sum(r.overlap["step_after"] for r in told.reports)
+        found[what] = model.forwards * sum(r.overlap.step_after for r in told.reports)
         found[ALONE] = model.forwards * sum(r.one_rank or 0.0 for r in told.reports)
         print(f"{model.name}: {what} on {ranks} ranks is estimated", file=sys.stderr)
     return found

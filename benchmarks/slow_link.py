@@ -41,7 +41,7 @@ from namespaces import ADDRESSES, SlowLink, missing
 from quota import QuotaError
 from ranks import WORLD, Prepared, Ranks, Times
 
-from ascend_sp.passes.cost.device import DEVICES, DeviceModel
+from ascend_sp.graph.cost.device import DEVICES, DeviceModel
 
 LOCAL, SYNCHRONOUS = "no communication", "synchronous"
 LIMIT = "no communication, and the CPU time of it"

@@ -30,9 +30,9 @@ from torch import fx
 
 from ascend_sp.compiler import ladder, pipeline
 from ascend_sp.compiler.config import Config
-from ascend_sp.passes.context import PassContext
-from ascend_sp.runtime.collectives import ALL_GATHER, ALL_TO_ALL, STARTS, WAIT
+from ascend_sp.graph.context import PassContext
 from ascend_sp.runtime.errors import ConfigError
+from ascend_sp.runtime.ops import ALL_GATHER, ALL_TO_ALL, STARTS, WAIT
 from models import MODELS, Benchmark
 
 SMALL: dict[str, dict[str, int]] = {

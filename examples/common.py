@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 import warnings
@@ -132,7 +133,7 @@ def world(parser: Parser, device: str | None, minutes: float) -> Iterator[World]
         try:
             import torch_npu  # noqa: F401  (registers the device)
         except ImportError as e:
-            parser.error(f"--device npu needs torch_npu: {e}. Try: pip install 'ascend-sp[npu]'")
+            parser.error(f"--device npu needs torch_npu: {e}. Install it as docs/ascend.md says.")
     if kind == "cpu":
         # One rank is one core, for the single-process runs too: else they would not be comparable.
         torch.set_num_threads(1)
@@ -171,7 +172,8 @@ def _default_device() -> str:
 class Run:
     """One call of a pipeline."""
 
-    image: Image.Image
+    pixels: np.ndarray
+    """[height, width, 3], from 0 to 1."""
     latents: torch.Tensor
     intervals: list[float] = field(default_factory=list)
     """Seconds from the end of each step to the end of the next."""
@@ -182,6 +184,11 @@ class Run:
     def step(self) -> float:
         """Median seconds a step."""
         return median(self.intervals)
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture in 255 levels."""
+        return Image.fromarray((self.pixels * 255).round().astype(np.uint8))
 
 
 def generate(pipe: Any, world: World, seed: int, label: str, **inputs: Any) -> Run:
@@ -198,14 +205,15 @@ def generate(pipe: Any, world: World, seed: int, label: str, **inputs: Any) -> R
     pipe.set_progress_bar_config(desc=label, disable=world.rank != 0)
     start = time.perf_counter()
     # A generator on the CPU gives every rank, and every device, the same noise.
-    image = pipe(
+    pixels = pipe(
         **inputs,
         generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_step_end=step_done,
+        output_type="np",
     ).images[0]
     world.synchronize()
     took = time.perf_counter() - start
-    return Run(image, latents[0].float().cpu(), [b - a for a, b in pairwise(ends)], took)
+    return Run(pixels, latents[0].float().cpu(), [b - a for a, b in pairwise(ends)], took)
 
 
 def warm_up(pipe: Any, world: World, seed: int, **inputs: Any) -> None:
@@ -231,9 +239,22 @@ def collectives(dump_dir: str | Path, rank: int) -> tuple[Counter[str], int]:
     return count, total
 
 
-def picture_difference(a: Image.Image, b: Image.Image) -> int:
+def picture_difference(a: Run, b: Run) -> int:
     """The largest difference of two pictures' pixels, in levels of 255."""
-    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
+    return int(np.abs(np.asarray(a.image, np.int16) - np.asarray(b.image, np.int16)).max())
+
+
+def amplified_difference(a: Run, b: Run) -> tuple[str, Image.Image]:
+    """Two pictures' difference before rounding to levels, made visible; and what it is called.
+
+    It is multiplied by the largest power of ten that leaves every pixel within the range.
+    """
+    off = np.abs(a.pixels.astype(np.float64) - b.pixels)
+    if not off.any():
+        return "no difference", Image.fromarray(np.zeros(off.shape, np.uint8))
+    factor = 10 ** math.floor(-math.log10(off.max()))
+    pixels = (off * factor * 255).round().astype(np.uint8)
+    return f"difference x {factor:,}", Image.fromarray(pixels)
 
 
 def latent_difference(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -1,6 +1,6 @@
 """Models at their real size and what their pipelines call them with, to be explained.
 
-    python -m ascend_sp.explain examples/explain_inputs.py:flux --height 2048 --width 2048 --ranks 8
+    python -m ascend_sp explain examples/explain_inputs.py:flux --height 2048 --width 2048 --ranks 8
 
 Sizes are those of the picture, in pixels. Weights have no numbers, so nothing is downloaded.
 """

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
@@ -17,6 +16,7 @@ from common import (
     Parser,
     Run,
     World,
+    amplified_difference,
     check,
     check_size,
     collectives,
@@ -47,6 +47,11 @@ class Example:
     """What a call is given besides size and steps: the same on all ranks."""
     encoders: tuple[str, ...]
     """Attributes of the pipeline that ``--tep`` shards."""
+    drawing: Callable[[torch.dtype], Any] | None = None
+    """Makes a pipeline with weights, too small to be timed: the picture is its then, and the times
+    are the reduced one's, whose weights are random."""
+    drawing_inputs: dict[str, Any] = field(default_factory=dict)
+    """What a call of it is given instead."""
 
 
 def run(
@@ -74,41 +79,93 @@ def run(
 
 def load(example: Example, args: argparse.Namespace, device: torch.device) -> Any:
     """The pipeline on this process's device."""
-    name = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    dtype = getattr(torch, name)
     if args.model:
         kind = getattr(diffusers, example.pipeline)
-        return kind.from_pretrained(args.model, torch_dtype=dtype).to(device)
-    return example.small(args.seed, dtype).to(device)
+        return kind.from_pretrained(args.model, torch_dtype=_dtype(args, device)).to(device)
+    return example.small(args.seed, _dtype(args, device)).to(device)
+
+
+def _dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
+    return getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+
+
+@dataclass
+class Runs:
+    """The same call on one process and on all; what has one process is on rank 0 only."""
+
+    eager: Run | None = None
+    alone: Run | None = None
+    """Compiled for one rank."""
+    compiled: Run | None = None
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    """What else is to be told: the collectives in a step, and shares of the text encoders."""
 
 
 def _run(example: Example, args: argparse.Namespace, arguments: Parser, world: World) -> None:
-    pipe = load(example, args, world.device)
-    check_size(arguments, args, 2 * pipe.vae_scale_factor)
-    inputs = {
-        "height": args.height,
-        "width": args.width,
-        "num_inference_steps": args.steps,
-        **example.inputs,
-    }
-    one = None
+    size = {"height": args.height, "width": args.width, "num_inference_steps": args.steps}
+    inputs, drawn = {**size, **example.inputs}, None
+
+    def make() -> Any:
+        pipe = load(example, args, world.device)
+        check_size(arguments, args, 2 * pipe.vae_scale_factor)
+        return pipe
+
+    if example.drawing and not args.model:
+        make()  # refuses a bad size now
+        drawing, dtype = example.drawing, _dtype(args, world.device)
+        drawn = _runs(
+            lambda: drawing(dtype).to(world.device),
+            {**inputs, **example.drawing_inputs},
+            example,
+            args,
+            world,
+            timed=False,
+        )
+        torch.compiler.reset()
+        _save(drawn, world, args)
+        say(f"{args.output} is drawn; now the times, with a wider model of random weights ...")
+    timed = _runs(make, inputs, example, args, world)
+    if not drawn:
+        _save(timed, world, args)
+    if world.rank == 0:
+        rows = [*_times(timed, world), *_differences(drawn or timed, "")]
+        if drawn:
+            rows += _differences(timed, ", in what was timed")
+        print_table([*rows, *timed.rows, ("picture", str(args.output))])
+        say(_benchmark_row(example, args, world, timed))
+
+
+def _runs(
+    make: Callable[[], Any],
+    inputs: dict[str, Any],
+    example: Example,
+    args: argparse.Namespace,
+    world: World,
+    timed: bool = True,
+) -> Runs:
+    """Call a pipeline on one process, then compiled on all."""
+    result, pipe = Runs(), make()
     if args.baseline and world.rank == 0:
-        one = _baselines(pipe, world, args.seed, inputs)
+        result.eager = generate(pipe, world, args.seed, "eager, one process", **inputs)
+        if timed:
+            name, how = _one_rank(world)
+            say(f"compiling with {name} for one rank ...")
+            pipe.transformer = torch.compile(pipe.transformer, **how)
+            warm_up(pipe, world, args.seed, **inputs)
+            result.alone = generate(pipe, world, args.seed, f"{name}, one rank", **inputs)
         # Models keep tables that their first call makes, and Dynamo the sizes that it saw change.
         # With those known on rank 0 alone, the ranks would compile different programs.
-        pipe = load(example, args, world.device)
+        pipe = make()
         torch.compiler.reset()
     # The other ranks wait here, so that the runs above have the machine to themselves.
     world.wait()
 
-    strategy = f"Ulysses x{world.size}"
-    rows = []
+    shares = []
     if args.tep:
-        strategy += " + TEP"
         for name in example.encoders:
             split = ascend_sp.parallelize_text_encoder(getattr(pipe, name))
             share = split.local_bytes / split.whole_bytes
-            rows.append((f"{name} on each rank", f"{share:.0%} of its bytes"))
+            shares.append((f"{name} on each rank", f"{share:.0%} of its bytes"))
     say(f"compiling with ascend_sp for {_ranks(world)} ...")
     with tempfile.TemporaryDirectory() as dump:
         # This line is all that a program needs; without options, nothing is written.
@@ -118,31 +175,30 @@ def _run(example: Example, args: argparse.Namespace, arguments: Parser, world: W
         warm_up(pipe, world, args.seed, **inputs)
         count, sent = collectives(dump, world.rank)
     world.wait()
-    compiled = generate(pipe, world, args.seed, f"ascend_sp, {_ranks(world)}", **inputs)
-    if world.rank == 0:
-        rows = _rows(world, one, compiled, count, sent) + rows
-        pictures = {"eager, one process": one[0].image} if one else {}
-        pictures[f"ascend_sp, {_ranks(world)}"] = compiled.image
-        side_by_side(pictures, args.output)
-        print_table([*rows, ("picture", str(args.output))])
-        say(_benchmark_row(example, args, strategy, _one_rank(world)[0], one, compiled))
+    result.compiled = generate(pipe, world, args.seed, f"ascend_sp, {_ranks(world)}", **inputs)
+    kinds = ", ".join(f"{k} {op}" for op, k in count.items()) or "none"
+    result.rows = [
+        ("collectives in a step", kinds),
+        ("bytes that a rank puts in, in a step", f"{sent / 2**20:.1f} MiB"),
+        *shares,
+    ]
+    return result
+
+
+def _save(runs: Runs, world: World, args: argparse.Namespace) -> None:
+    """The picture of one process, that of all, and their difference, from rank 0."""
+    if world.rank != 0:
+        return
+    assert runs.compiled
+    ours = {f"ascend_sp, {_ranks(world)}": runs.compiled.image}
+    if runs.eager:
+        name, difference = amplified_difference(runs.eager, runs.compiled)
+        ours = {"eager, one process": runs.eager.image, **ours, name: difference}
+    side_by_side(ours, args.output)
 
 
 def _ranks(world: World) -> str:
     return f"{world.size} ranks" if world.size > 1 else "one rank"
-
-
-def _baselines(pipe: Any, world: World, seed: int, inputs: dict[str, Any]) -> tuple[Run, Run]:
-    """The same pipeline in one process: eager, and compiled for one rank."""
-    transformer = pipe.transformer
-    eager = generate(pipe, world, seed, "eager, one process", **inputs)
-    name, how = _one_rank(world)
-    say(f"compiling with {name} for one rank ...")
-    pipe.transformer = torch.compile(transformer, **how)
-    warm_up(pipe, world, seed, **inputs)
-    alone = generate(pipe, world, seed, f"{name}, one rank", **inputs)
-    pipe.transformer = transformer
-    return eager, alone
 
 
 def _one_rank(world: World) -> tuple[str, dict[str, Any]]:
@@ -152,47 +208,39 @@ def _one_rank(world: World) -> tuple[str, dict[str, Any]]:
     return "Inductor", {"backend": "inductor"}
 
 
-def _rows(
-    world: World, one: tuple[Run, Run] | None, compiled: Run, count: Counter[str], sent: int
-) -> list[tuple[str, str]]:
-    n = len(compiled.intervals)
-    ours = f"time per step, {_ranks(world)} (ascend_sp)"
-    rows = [(ours, f"{compiled.step:.3f} s (median of {n})")]
-    if one:
-        eager, alone = one
-        pixels = picture_difference(eager.image, compiled.image)
-        latents = latent_difference(eager.latents, compiled.latents)
-        rows = [
-            (
-                f"time per step, one rank ({_one_rank(world)[0]})",
-                f"{alone.step:.3f} s (median of {n})",
-            ),
-            *rows,
-            ("ratio", f"{compiled.step / alone.step:.3f}"),
-            ("largest difference of the pictures", f"{pixels} of 255 levels"),
-            ("largest difference of the latents", f"{latents:.1e} of the largest value"),
-        ]
-    kinds = ", ".join(f"{k} {op}" for op, k in count.items()) or "none"
-    rows.append(("collectives in a step", kinds))
-    rows.append(("bytes that a rank puts in, in a step", f"{sent / 2**20:.1f} MiB"))
+def _times(runs: Runs, world: World) -> list[tuple[str, str]]:
+    assert runs.compiled
+    n, ours = len(runs.compiled.intervals), runs.compiled.step
+    rows = [(f"time per step, {_ranks(world)} (ascend_sp)", f"{ours:.3f} s (median of {n})")]
+    if runs.alone:
+        one = f"{runs.alone.step:.3f} s (median of {n})"
+        rows.insert(0, (f"time per step, one rank ({_one_rank(world)[0]})", one))
+        rows.append(("ratio", f"{ours / runs.alone.step:.3f}"))
     return rows
 
 
-def _benchmark_row(
-    example: Example,
-    args: argparse.Namespace,
-    strategy: str,
-    base_name: str,
-    one: tuple[Run, Run] | None,
-    compiled: Run,
-) -> str:
+def _differences(runs: Runs, where: str) -> list[tuple[str, str]]:
+    if not runs.eager:
+        return []
+    assert runs.compiled
+    pixels = picture_difference(runs.eager, runs.compiled)
+    latents = latent_difference(runs.eager.latents, runs.compiled.latents)
+    return [
+        (f"largest difference of the pictures{where}", f"{pixels} of 255 levels"),
+        (f"largest difference of the latents{where}", f"{latents:.1e} of the largest value"),
+    ]
+
+
+def _benchmark_row(example: Example, args: argparse.Namespace, world: World, runs: Runs) -> str:
     """One line of a benchmark table: seconds from the call to the picture."""
+    assert runs.compiled
     name = example.name if args.model else f"{example.name} (reduced)"
     size = f"{args.width}x{args.height}, {args.steps} steps"
-    base = f"{one[1].seconds:.2f} s" if one else "-"
-    ratio = f"{compiled.seconds / one[1].seconds:.3f}" if one else "-"
+    strategy = f"Ulysses x{world.size}" + (" + TEP" if args.tep else "")
+    base = f"{runs.alone.seconds:.2f} s" if runs.alone else "-"
+    ratio = f"{runs.compiled.seconds / runs.alone.seconds:.3f}" if runs.alone else "-"
     return (
-        f"| model | picture | x1, {base_name} | strategy | time | ratio |\n"
+        f"| model | picture | x1, {_one_rank(world)[0]} | strategy | time | ratio |\n"
         "|---|---|---|---|---|---|\n"
-        f"| {name} | {size} | {base} | {strategy} | {compiled.seconds:.2f} s | {ratio} |\n"
+        f"| {name} | {size} | {base} | {strategy} | {runs.compiled.seconds:.2f} s | {ratio} |\n"
     )

@@ -27,7 +27,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
@@ -39,13 +39,20 @@ CHAT = (
 )
 
 
-def tokenizer(longest: int = 1024) -> Any:
-    """One token a byte, and the special tokens; at most `longest` in all."""
+def tokenizer(longest: int = 1024, end: bool = False) -> Any:
+    """One token a byte, and the special tokens; at most `longest` in all.
+
+    With `end`, the last token says that the text ends: CLIP's vector is the one that lies there.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([AddedToken(s, special=True) for s in SPECIAL])
+    if end:
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"$A {END}", special_tokens=[(END, inner.token_to_id(END))]
+        )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token=PAD,
@@ -109,6 +116,37 @@ def _vae() -> AutoencoderKL:
     )
 
 
+def clip() -> transformers.CLIPTextModel:
+    """FLUX's first text encoder: one vector for a text."""
+    return transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            eos_token_id=256 + SPECIAL.index(END),
+        )
+    )
+
+
+def t5() -> transformers.T5EncoderModel:
+    """FLUX's second: one vector for each token."""
+    return transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=VOCABULARY,
+            d_model=256,
+            d_kv=32,
+            d_ff=512,
+            num_layers=2,
+            num_heads=8,
+            feed_forward_proj="gated-gelu",
+            is_encoder_decoder=False,
+            use_cache=False,
+        )
+    )
+
+
 def flux(seed: int, dtype: torch.dtype) -> FluxPipeline:
     """FLUX.1, with guidance: CLIP and T5 in front."""
     torch.manual_seed(seed)
@@ -122,39 +160,17 @@ def flux(seed: int, dtype: torch.dtype) -> FluxPipeline:
         pooled_projection_dim=128,
         guidance_embeds=True,
     )
-    clip = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            eos_token_id=256 + SPECIAL.index(END),
-        )
-    )
-    t5 = transformers.T5EncoderModel(
-        transformers.T5Config(
-            vocab_size=VOCABULARY,
-            d_model=256,
-            d_kv=32,
-            d_ff=512,
-            num_layers=2,
-            num_heads=8,
-            feed_forward_proj="gated-gelu",
-            is_encoder_decoder=False,
-            use_cache=False,
-        )
-    )
+    text, text_2 = clip(), t5()
     vae = _vae()
-    _seeded(seed, dtype, transformer, clip, t5, vae)
+    _seeded(seed, dtype, transformer, text, text_2, vae)
     return FluxPipeline(
         transformer=transformer,
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
-        text_encoder=clip,
-        text_encoder_2=t5,
-        tokenizer=tokenizer(77),
-        tokenizer_2=tokenizer(512),
+        text_encoder=text,
+        text_encoder_2=text_2,
+        tokenizer=tokenizer(77, end=True),
+        tokenizer_2=tokenizer(512, end=True),
     )
 
 

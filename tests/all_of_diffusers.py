@@ -89,7 +89,7 @@ def tensors(output: Any) -> list[Tensor]:
 
 def check(model: nn.Module, inputs: dict[str, Any], want: list[Tensor], ranks: int) -> Row:
     """Compile every graph of a call for simulated ranks, and compare with eager's `want`."""
-    from ascend_sp.compiler.report import report
+    from ascend_sp.compiler.report.facts import report
     from simulator import Captured, intercept, simulate
 
     row = Row(type(model).__name__, ranks)

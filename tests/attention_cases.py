@@ -96,19 +96,21 @@ CASES: dict[str, Case] = {
     "one head": Case(q=(2, 1, 9, 16), k=(2, 1, 7, 16), mask=lambda: seen(2, 1, 1, 7)),
     "one key": Case(k=(2, 4, 1, 16)),
     "head of 12": Case(
-        q=(2, 4, 9, 12), k=(2, 4, 7, 12), spelled="12 channels a head are no known multiple of 16"
+        q=(2, 4, 9, 12),
+        k=(2, 4, 7, 12),
+        spelled="12 channels a head are not known to be a multiple of 16",
     ),
     "head of 12, masked": Case(
         q=(2, 4, 9, 12), k=(2, 4, 7, 12), mask=lambda: with_empty_rows(9, 7), spelled="12 channels"
     ),
-    "other values": Case(values=32, spelled="values of 32, keys of 16 channels"),
+    "other values": Case(values=32, spelled="values have 32 channels, keys 16"),
     "one query": Case(q=(2, 4, 1, 16), spelled="one query"),
     "one query, masked": Case(q=(2, 4, 1, 16), mask=lambda: seen(2, 1, 1, 7), spelled="one query"),
     "mask per head": Case(mask=lambda: seen(2, 4, 9, 7), spelled=HEADS),
     "mask per head 1": Case(mask=lambda: with_empty_rows(4, 9, 7), spelled=HEADS),
-    "float mask": Case(mask=lambda: torch.randn(2, 1, 9, 7), spelled="a mask of numbers to add"),
+    "float mask": Case(mask=lambda: torch.randn(2, 1, 9, 7), spelled="an additive mask"),
     "float mask, empty rows": Case(
-        mask=lambda: with_empty_rows(9, 7).float().log(), spelled="a mask of numbers to add"
+        mask=lambda: with_empty_rows(9, 7).float().log(), spelled="an additive mask"
     ),
     "three dims": Case(q=(4, 9, 16), k=(4, 7, 16), spelled="3-D operands"),
     "three dims, masked": Case(

@@ -6,7 +6,8 @@ elements a rank holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph.layout import (
     PARTIAL,
     REPLICATE,
     Placement,
@@ -104,6 +105,15 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
 
 
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Whatever fails inside is an AssertionError that says of what."""
+    try:
+        yield
+    except Exception as e:
+        raise AssertionError(f"{what}: {e}") from e
+
+
 def check(
     op: Any,
     args: tuple,
@@ -125,28 +135,46 @@ def check(
         assert found.reason.strip()
         return found
     assert isinstance(found, Local)
-    _check_form(found, placed, whole, world)
-    if found.op is split_attention:
-        _check_split_attention(found)
-    else:
-        sums: list[list[Tensor]] = [[] for _ in whole]
-        for rank in range(world):
-            fill = 0.0 if found.mask_padding else padding
-            shards = iter(
-                cut(x.tensor, want, rank, world, fill)
-                for x, want in zip(placed, found.inputs, strict=True)
-            )
-            local = tensors_of(_run_local(found.op or op, args, kwargs, found, shards))
-            _check_rank(op, whole, local, found, rank, world, sums)
-        for x, terms in zip(whole, sums, strict=True):
-            if terms:
-                torch.testing.assert_close(sum(terms), x, equal_nan=True)
+    lies, needs, yields = (
+        ", ".join(map(str, p)) for p in ([x.placement for x in placed], found.inputs, found.outputs)
+    )
+    with told(f"{op} on ({lies}), {world} ranks: Local ({needs}) -> ({yields})"):
+        _check_form(found, placed, whole, world)
+        if found.op is split_attention:
+            _check_split_attention(found)
+        else:
+            _check_ranks(op, args, kwargs, found, placed, whole, world, padding)
     return found
 
 
+def _check_ranks(
+    op: Any,
+    args: tuple,
+    kwargs: dict,
+    found: Local,
+    placed: list[Placed],
+    whole: list[Tensor],
+    world: int,
+    padding: float,
+) -> None:
+    sums: list[list[Tensor]] = [[] for _ in whole]
+    for rank in range(world):
+        fill = 0.0 if found.mask_padding else padding
+        shards = iter(
+            cut(x.tensor, want, rank, world, fill)
+            for x, want in zip(placed, found.inputs, strict=True)
+        )
+        with told(f"rank {rank}"):
+            local = tensors_of(_run_local(found.op or op, args, kwargs, found, shards))
+            _check_rank(op, whole, local, found, rank, world, sums)
+    for x, terms in zip(whole, sums, strict=True):
+        if terms:
+            torch.testing.assert_close(sum(terms), x, equal_nan=True)
+
+
 def _check_form(found: Local, placed: list[Placed], whole: list[Tensor], world: int) -> None:
-    assert len(found.inputs) == len(placed)
-    assert len(found.outputs) == len(whole)
+    assert len(found.inputs) == len(placed), f"{len(placed)} tensors are given"
+    assert len(found.outputs) == len(whole), f"there are {len(whole)} results"
     for x, want in zip(placed, found.inputs, strict=True):
         assert isinstance(want, Replicate | Shard), "nobody can be asked for a partial operand"
         assert fits(tuple(x.tensor.shape), want), f"{list(x.tensor.shape)} cannot lie as {want}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -151,3 +151,52 @@ def outputs(model: Any, given: dict[str, Any]) -> list[torch.Tensor]:
     out = model(**given)
     states = [out.last_hidden_state] if "last_hidden_state" in out else [out.logits]
     return [*states, *(out.hidden_states or ())]
+
+
+LIMIT = 1e-5
+
+
+def off(got: list[Tensor], want: list[Tensor]) -> float:
+    assert len(got) == len(want)
+    return max(((g - w).abs().max() / w.abs().max()).item() for g, w in zip(got, want, strict=True))
+
+
+def wrapped(model: nn.Module) -> list[str]:
+    """Modules whose `forward` is not that of their class: none, once all proofs are done."""
+    return [n for n, m in model.named_modules() if "forward" in vars(m)]
+
+
+class Odd(nn.Module):
+    """Attention whose query heads share K/V heads in turn, where ours are neighbours."""
+
+    def __init__(self, blocks: str = "3hd", heads: int = 4, kv_heads: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = heads, kv_heads, 5
+        self.blocks, self.inner = blocks, heads * 5
+        self.qkv = nn.Linear(16, (heads + 2 * kv_heads) * 5)
+        self.out = nn.Linear(heads * 5, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
+        y = self.qkv(x)
+        if self.blocks == "h3d":
+            q, k, v = y.unflatten(-1, (self.num_heads, 3, -1)).unbind(-2)
+        else:
+            q, k, v = y.unflatten(-1, (-1, self.head_dim)).split(sizes, -2)
+        if self.blocks == "turns":
+            k, v = (z.repeat(1, 1, self.num_heads // self.num_kv_heads, 1) for z in (k, v))
+        else:
+            k, v = (z.repeat_interleave(self.num_heads // self.num_kv_heads, 2) for z in (k, v))
+        q, k, v = (z.transpose(1, 2) for z in (q, k, v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.mlp = inner, nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.inner(x)
+        return x + self.mlp(x)

@@ -72,6 +72,24 @@ def flux_inputs(
     }
 
 
+def flux_controlnet(double: int = 2, single: int = 1) -> nn.Module:
+    """A ControlNet for FLUX, which returns a residual for each of its blocks."""
+    torch.manual_seed(0)
+    model = diffusers.FluxControlNetModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=double,
+        num_single_layers=single,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return randomised(model)
+
+
 def sd3() -> tuple[nn.Module, dict[str, Any]]:
     """Image first, joined behind the head transpose; batch 2."""
     model = diffusers.SD3Transformer2DModel(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Sequence, Shard
+from ascend_sp.graph.layout import REPLICATE, Placement, Sequence, Shard
 from ascend_sp.runtime.ops import attention as attention_op
 from brute_force import NAN, Placed
 

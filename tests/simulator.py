@@ -19,9 +19,9 @@ from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.backend import context
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
-from ascend_sp.passes.border import border
-from ascend_sp.passes.context import PassContext
-from ascend_sp.runtime.collectives import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, WAIT
+from ascend_sp.graph.border import border
+from ascend_sp.graph.context import PassContext
+from ascend_sp.runtime.ops import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, WAIT
 from ascend_sp.runtime.topology import Topology
 
 SEPARATE = Config(strategy="separate")

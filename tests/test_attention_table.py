@@ -8,7 +8,7 @@ import pytest
 import sympy
 import torch
 
-from ascend_sp.passes.npu.attention_ops import OPS
+from ascend_sp.graph.npu_names import OPS
 from ascend_sp.passes.npu.attention_table import KERNELS, Form, choose
 from ascend_sp.runtime.npu import Ascend
 
@@ -49,7 +49,7 @@ def test_by_version_of_cann(cann: str, op: str | None) -> None:
     assert (kernel and kernel.op) == op
     ops = [k.op for k in KERNELS]
     before = ops[: ops.index(op)] if op else ops
-    have = cann or "a CANN that does not tell its version"
+    have = cann or "a CANN of unknown version"
     needs = {V2: "8.3.RC1", V1: "8.1.RC1", PROMPT: "8.0.RC1"}
     assert reasons == [f"{o}: it needs CANN {needs[o]}, and this is {have}" for o in before]
 
@@ -78,14 +78,14 @@ LIMITS = {
         replace(PLAIN, dtype=torch.float32),
         "it takes float16 and bfloat16, not float32",
     ),
-    "other values": (replace(PLAIN, value_dim=64), "values of 64, keys of 128 channels"),
+    "other values": (replace(PLAIN, value_dim=64), "values have 64 channels, keys 128"),
     "unaligned": (
         replace(PLAIN, dim=40, value_dim=40),
-        "40 channels a head are no known multiple of 16",
+        "40 channels a head are not known to be a multiple of 16",
     ),
     "symbolic channels": (
         replace(PLAIN, dim=N, value_dim=N),
-        "n channels a head are no known multiple of 16",
+        "n channels a head are not known to be a multiple of 16",
     ),
     "large heads": (
         replace(PLAIN, dim=528, value_dim=528),
@@ -107,7 +107,7 @@ LIMITS = {
     ),
     "float mask": (
         replace(PLAIN, mask=torch.bfloat16),
-        "a mask of numbers to add cannot be proved to be one of 0 and -inf only",
+        "an additive mask may hold other values than 0 and -inf",
     ),
     "mask per head": (
         replace(PLAIN, mask=torch.bool, mask_heads=True),
@@ -132,7 +132,9 @@ def test_no_mask_where_a_query_may_see_nobody() -> None:
     form = replace(PLAIN, mask=torch.bool)
     kernel, reasons = choose(form, Ascend(cann="8.0.RC3"), lambda _: True)
     assert kernel is None
-    assert reasons[-1].startswith(f"{PROMPT}: it is not defined for a query with every key masked")
+    assert reasons[-1].startswith(
+        f"{PROMPT}: it is undefined for a query whose keys are all masked"
+    )
     assert chosen(form, "8.1.RC1") == V1
 
 

@@ -62,7 +62,7 @@ def another_order(rank: int, world: int) -> None:
     from functools import partial
 
     from ascend_sp.compiler import ladder, pipeline
-    from ascend_sp.runtime.collectives import ALL_TO_ALL
+    from ascend_sp.runtime.ops import ALL_TO_ALL
 
     def swapped(gm: fx.GraphModule, ctx: Any) -> fx.GraphModule:
         gm = order(gm, ctx)
@@ -98,8 +98,9 @@ def test_ranks_that_part_after_the_first_call() -> None:
     assert "rank(s) [0] did not within 5 s" in second
     assert "=17, 12]" in second  # a symbolic length by now, with its value
     assert "failed on rank 0" in first
-    assert first.index("A rank left word: ") < first.index("\nThis rank: ")  # the cause goes first
-    assert "A rank left word: rank 1 compiles its graph 1" in first
+    # The cause goes first.
+    assert first.index("Reported by another rank: ") < first.index("\nThis rank: ")
+    assert "Reported by another rank: rank 1 compiles its graph 1" in first
 
 
 def one_rank_only(rank: int, world: int) -> None:

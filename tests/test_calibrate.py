@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ascend_sp import calibrate
-from ascend_sp.calibrate import Clock, Sizes, fit, table
-from ascend_sp.passes.cost.device import DEVICES, find
+from ascend_sp.command import calibrate
+from ascend_sp.command.calibrate import Clock, Sizes, fit, table
+from ascend_sp.graph.cost.device import DEVICES, find
 from ascend_sp.runtime.errors import ConfigError
 from processes import errors, run, values
 

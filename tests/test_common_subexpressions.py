@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.origin import made_by
 from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
-from ascend_sp.passes.emitter import ORIGIN
+from checks import worst
 from models import flux, flux_inputs
 from simulator import capture, compile_rank, simulate
-from test_ulysses import worst
 
 
 def calls(gm: fx.GraphModule) -> Counter:
@@ -77,7 +77,7 @@ def test_tables_that_every_block_prepares_are_cut_once() -> None:
     model, inputs = flux(2, 3, 2), flux_inputs(1, 17, 7)
     captured = capture(model, **inputs)
     gm, _ = compile_rank(captured, 0, 2)
-    made = Counter(n.meta.get(ORIGIN, "").partition("(")[0] for n in cats(gm))
+    made = Counter(made_by(n).partition("(")[0] for n in cats(gm))
     # Cosines and sines; each of five attentions drops the padding rows of keys and values.
     assert made["materialise_sharding"] == 2 and made["ulysses"] == 10
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -86,11 +85,3 @@ def test_the_page_of_toggles_is_what_the_declarations_say() -> None:
         if f.name not in NO_VARIABLE:
             assert f"`{PREFIX}{option_name(f).upper()}`" in found
     assert "(docs/toggles.md)" in (root / "README.md").read_text()
-
-
-def test_documents_name_toggles_that_there_are() -> None:
-    root = Path(__file__).parent.parent
-    known = {PREFIX + option_name(f).upper() for f in fields(Config)}
-    for file in [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("ascend_sp/**/*.py")]:
-        named = set(re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b", file.read_text()))
-        assert named <= known, file

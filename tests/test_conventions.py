@@ -14,8 +14,8 @@ from torch import fx
 from torch._dynamo.utils import counters
 
 import ascend_sp
-from ascend_sp.compiler.diagnostics import count_up
-from ascend_sp.compiler.ranges import names
+from ascend_sp.compiler.report.diagnostics import count_up
+from ascend_sp.compiler.report.ranges import names
 from processes import run, values
 from simulator import capture, compile_rank
 from toy import CrossAttention, SelfAttention
@@ -141,8 +141,8 @@ def test_a_pass_of_the_user_is_sharded_like_the_model() -> None:
         SelfAttention(12, 3), torch.randn(1, 6, 12), explain_options=options
     ).reports[0]
     assert report.options["pre_passes"] == "twice"
-    (gathered,) = (n for n in report.notes if n["kind"] == "gather")
-    assert gathered["op"] == "aten.mul.Scalar" and len(report.attentions) == 2
+    (gathered,) = (n for n in report.notes if n.kind == "gather")
+    assert gathered.op == "aten.mul.Scalar" and len(report.attentions) == 2
 
 
 def test_ranges_of_the_profiler() -> None:

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ascend_sp.passes.cost.device import DEVICES, DeviceModel, find
-from ascend_sp.passes.cost.estimate import Estimator, attention_flops
-from ascend_sp.runtime.collectives import STARTS
+from ascend_sp.graph.cost.device import DEVICES, DeviceModel, find
+from ascend_sp.graph.cost.estimate import Estimator, attention_flops
 from ascend_sp.runtime.errors import ConfigError
-from ascend_sp.runtime.ops import attention, split_attention
+from ascend_sp.runtime.ops import STARTS, attention, split_attention
 from simulator import capture, compile_rank
 from toy import SelfAttention
 
@@ -357,7 +356,7 @@ GOOD = json.loads(DEVICE.to_json())
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", ["no JSON", "calibrate"]),
+        ("{", ["not JSON", "calibrate"]),
         ("[1]", ["[1]", "not a JSON object"]),
         ({"memory": None, "drop": True}, ["lacks memory", "transcendental"]),
         ({"memroy": 1.0}, ["unknown memroy", "memory"]),
@@ -387,7 +386,7 @@ def test_bad_files(tmp_path: Path, text: Any, words: list[str]) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError) as e:
         find(str(path), "npu")
-    for word in (*words, str(path), "ascend_sp.calibrate"):
+    for word in (*words, str(path), "ascend_sp calibrate"):
         assert word in str(e.value)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, fx
 from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import compile_aten
-from ascend_sp.passes.border import border
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.border import border
+from ascend_sp.graph.context import PassContext
 from ascend_sp.runtime.topology import Topology
+from checks import complex_nodes, only, text
 from simulator import Captured, capture
-from test_passes import only, text
 
 
 def rewrite(captured: Captured) -> tuple[fx.GraphModule, PassContext]:
@@ -27,11 +27,6 @@ def rewrite(captured: Captured) -> tuple[fx.GraphModule, PassContext]:
 
 def call(gm: fx.GraphModule, ctx: PassContext, inputs: list[Any]) -> Any:
     return border(ctx).wrap(lambda args: gm(*args))(list(inputs))
-
-
-def complex_nodes(gm: fx.GraphModule) -> list[str]:
-    values = [(n.name, n.meta.get("val")) for n in gm.graph.nodes]
-    return [name for name, v in values if isinstance(v, Tensor) and v.is_complex()]
 
 
 def rotary(x: Tensor, freqs: Tensor) -> Tensor:

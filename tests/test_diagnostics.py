@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ascend_sp.compiler.runnable import script
+from ascend_sp.compiler.report.runnable import script
 from models import flux, flux_inputs
 from processes import run, values
 from simulator import capture, compile_rank
@@ -51,8 +51,9 @@ def test_dump(tmp_path: Path) -> None:
             "04_materialise_sharding.py",
             "05_choose_strategy.py",
             "06_ulysses.py",
-            "07_schedule_collectives.py",
-            "08_lower_attention.py",
+            "07_pack_gathers.py",
+            "08_schedule_collectives.py",
+            "09_lower_attention.py",
             "collectives.json",
             "compile_time.json",
             "dataflow.svg",
@@ -88,7 +89,7 @@ def test_dump(tmp_path: Path) -> None:
         assert "   -2  ascend_sp.split_attention.default" in head
     # A file runs by itself, in one process, as the rank that wrote it.
     folder = next(tmp_path.glob("graph_*/rank_1"))
-    for name in ("00_captured", "08_lower_attention"):
+    for name in ("00_captured", "09_lower_attention"):
         line = [sys.executable, str(folder / f"{name}.py")]
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ascend_sp.compiler import ladder
-from ascend_sp.compiler.ranges import Interpreter
+from ascend_sp.compiler.report.ranges import Interpreter
+from ascend_sp.graph.origin import set_origin
 from ascend_sp.runtime.stopped import Program, Where, where
 from processes import run, values
 from toy import SelfAttention
@@ -145,9 +146,9 @@ def test_errors_name_their_own_cause(world: int, target: str, ends: str) -> None
         assert not any(texts[name] for name in texts if name.startswith("works")), texts
         if target == "eager":
             early = "and rank(s) [1] did not within 1 s"
-            late = "and rank(s) [0, 2] did so earlier and waited in vain: this rank came too late"
+            late = "and rank(s) [0, 2] did so earlier and timed out: this rank came too late"
             assert (late if rank == 1 else early) in texts["late"], texts["late"]
-            assert "left word" not in texts["late"] or rank == 1
+            assert "Reported by" not in texts["late"] or rank == 1
             assert "do not compile the same program" in texts["program"]
             assert "no sharding rule for ascend_sp_tests.refuses.default" in texts["compile"]
         assert "do not have the same inputs" in texts["seed"]
@@ -160,18 +161,18 @@ def test_errors_name_their_own_cause(world: int, target: str, ends: str) -> None
             ), text
             assert PLACE in text and "refuses(x)" in text  # the user's line
             assert "All other ranks stopped there, too: it is an error of this op, not" in text
-            assert "network failed" not in text and "left word" not in text
+            assert "network between" not in text and "Reported by" not in text
         if rank != 1:
             text = texts["end"]
             assert text.startswith("CollectiveError"), text
             assert not any(w in text for w in OLD), text
             if ends == "dies":
-                assert "No rank left word why." in text
+                assert "No rank reported a cause." in text
                 continue
             # The cause goes first, and what this rank saw of it behind.
             assert re.match(
-                r".*, in its run \d\.\nA rank left word: rank 1 failed in graph \d+, run \d: the "
-                rf"last one\n{re.escape(PLACE)}.*\nThis rank: ",
+                r".*, in its run \d\.\nReported by another rank: rank 1 failed in graph \d+, "
+                rf"run \d: the last one\n{re.escape(PLACE)}.*\nThis rank: ",
                 text,
             ), text
         elif "end" in texts:
@@ -187,7 +188,7 @@ def test_where_a_run_stopped(interpreted: bool) -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
     op = graph.call_function(torch.ops.ascend_sp_tests.refuses.default, (x,))
-    op.meta["ascend_sp_origin"] = "ulysses(attention_1)"
+    set_origin(op, "ulysses", "attention_1")
     op.meta["stack_trace"] = 'File "model.py", line 3, in forward\n    y = attend(x)'
     graph.output(graph.call_function(fails, (op,)))
     gm = fx.GraphModule(nn.Module(), graph)

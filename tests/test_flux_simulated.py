@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.runtime.collectives import STARTS, WAIT
+from ascend_sp.runtime.ops import STARTS, WAIT
+from checks import missing, swapped, worst
 from models import flux, flux_inputs
 from simulator import Captured, capture, run_ranks, simulate
-from test_ulysses import missing, swapped, worst
 
 TOLERANCE = 1e-5
 RANKS = (1, 2, 3, 4, 8)

@@ -14,7 +14,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.utils._pytree import tree_leaves
 
 from ascend_sp.compiler import ladder
-from ascend_sp.runtime.collectives import STARTS, WAIT
+from ascend_sp.runtime.ops import STARTS, WAIT
 from models import flux, flux_inputs, qwen, qwen_inputs, wan, z_image, z_image_inputs
 from processes import run, values
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph.layout import (
     PARTIAL,
     REPLICATE,
     Sequence,
@@ -19,7 +19,7 @@ from ascend_sp.passes.sharding.layout import (
     reshaped,
     same,
 )
-from ascend_sp.passes.sizes import (
+from ascend_sp.graph.sizes import (
     as_shape,
     as_size,
     ceil_div,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ascend_sp.compiler.lockstep import TOLERANCES, _held, distance
-from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Sequence, Shard
+from ascend_sp.compiler.numerics.lockstep import TOLERANCES, _held, distance
+from ascend_sp.graph.layout import PARTIAL, REPLICATE, Sequence, Shard
 from ascend_sp.runtime.topology import Topology
 
 

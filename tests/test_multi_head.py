@@ -15,8 +15,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from ascend_sp.compiler.config import Config
 from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import attention
+from checks import worst
 from simulator import capture, dynamo_graph, simulate
-from test_ulysses import worst
 
 DIM, HEADS = 24, 3
 X, TEXT = torch.randn(2, 13, DIM), torch.randn(2, 5, DIM)

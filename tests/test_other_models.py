@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from checks import worst
 from models import ltx, sana, sd3, wan
 from simulator import capture, simulate
-from test_ulysses import worst
 
 
 @pytest.mark.parametrize(

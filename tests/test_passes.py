@@ -11,36 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.sharding.layout import REPLICATE, Shard
-from ascend_sp.passes.sharding.propagate import PLAN, propagate
-from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS, WAIT
+from ascend_sp.compiler.pipeline import Pass, capture_attention, compile_aten
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.layout import REPLICATE, Shard
+from ascend_sp.passes.sharding.plan import Plan
+from ascend_sp.passes.sharding.propagate import propagate
 from ascend_sp.runtime.errors import ConfigError, VerificationError
-from ascend_sp.runtime.ops import attention, split_attention
+from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS, WAIT, attention, split_attention
+from checks import only, text
 from simulator import capture, compile_rank, simulate
 from toy import JointAttention, Modulated, Normed, SelfAttention
-
-
-def text(gm: fx.GraphModule, keep: Callable[[fx.Node], bool] = lambda n: True) -> str:
-    """A line a node: target and shape."""
-    lines = []
-    for n in gm.graph.nodes:
-        if n.op == "call_function" and keep(n):
-            name = str(n.target).removesuffix(".default").split("::")[-1]
-            name = name.removeprefix("aten.").removeprefix("_c10d_functional.")
-            name = name.removeprefix("ascend_sp.")
-            # What PyTorch 2.15 puts behind the product of a linear layer.
-            name = {"_unsafe_view": "view"}.get(name, name)
-            val = n.meta["val"]
-            shape = list(val.shape) if isinstance(val, Tensor) else ""
-            lines.append(f"{name} {shape}".strip())
-    return "\n".join(lines)
-
-
-def only(*names: str) -> tuple[Pass, ...]:
-    return tuple(p for p in PASSES if p.name in names)
-
 
 # capture_attention ------------------------------------------------------------------------------
 
@@ -175,7 +155,7 @@ def test_materialised_graph() -> None:
 
 def test_a_program_with_split_attention_left_over_cannot_run() -> None:
     captured = capture(Tiny(), torch.randn(1, 4, 8))
-    passes = only("propagate_sharding", "materialise_sharding", "lower_attention")
+    passes = only("propagate_sharding", "materialise_sharding")
     gm, _ = compile_rank(captured, 0, 2, passes=passes)
     with pytest.raises(NotImplementedError, match="a pass must expand it"):
         gm(*captured.inputs)
@@ -329,8 +309,21 @@ def test_verification_names_the_pass_and_the_node(bad: Callable, words: str) -> 
 
 def test_passes_are_not_run_before_what_they_require() -> None:
     captured = capture(Tiny(), torch.randn(1, 5, 8))
-    with pytest.raises(AssertionError, match="ulysses requires"):
+    with pytest.raises(VerificationError, match=r"before ulysses .* has no placement"):
         compile_rank(captured, 0, 2, passes=only("ulysses"))
+
+
+def test_what_a_pass_ensures_holds_after_every_later_one() -> None:
+    captured = capture(Tiny(), torch.randn(1, 5, 8))
+
+    def undo(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+        for node in gm.graph.find_nodes(op="call_function", target=attention):
+            node.target = split_attention
+        return gm
+
+    passes = (*only("propagate_sharding", "materialise_sharding", "ulysses"), Pass(undo))
+    with pytest.raises(VerificationError, match="after undo it must hold that no attention needs"):
+        compile_rank(captured, 0, 2, Config(verify=False), passes=passes)
 
 
 def test_only_optional_passes_may_be_skipped() -> None:
@@ -342,7 +335,8 @@ def test_only_optional_passes_may_be_skipped() -> None:
 def test_plan_is_left_for_the_next_pass() -> None:
     captured = capture(Tiny(), torch.randn(1, 5, 8))
     _, ctx = compile_rank(captured, 0, 2, passes=only("propagate_sharding"))
-    assert ctx.analysis[PLAN].seeds
+    plan = ctx.results.get(Plan)
+    assert plan is not None and plan.seeds
 
 
 @pytest.mark.parametrize("skip", [(), ("schedule_collectives",)])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import ascend_sp
-from ascend_sp.compiler.picture import condense
-from ascend_sp.compiler.picture.condense import Stage, fold
+from ascend_sp.compiler.report.picture import condense
+from ascend_sp.compiler.report.picture.condense import Stage, fold
 from models import flux, flux_inputs, wan
 from toy import SelfAttention
 
@@ -64,7 +64,7 @@ def test_a_picture_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.M
     def fails(*_: object) -> str:
         raise KeyError("nothing there")
 
-    monkeypatch.setattr("ascend_sp.compiler.diagnostics.picture", fails)
+    monkeypatch.setattr("ascend_sp.compiler.report.diagnostics.picture", fails)
     with pytest.warns(UserWarning, match="cannot make dataflow.svg: KeyError"):
         ascend_sp.explain(
             SelfAttention(12, 3),

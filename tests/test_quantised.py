@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ascend_sp.passes.sharding.layout import PLACEMENTS, REPLICATE, Shard
+from ascend_sp.graph.layout import PLACEMENTS, REPLICATE, Shard
+from checks import collectives_of, error
 from models import flux, flux_inputs
 from processes import run, values
 from quantised import quantise
 from simulator import capture, simulate
-from test_gloo import collectives_of, error
 
 aten = torch.ops.aten
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Sequence, Shard
+from ascend_sp.graph.layout import REPLICATE, Sequence, Shard
 from ascend_sp.passes.sharding.rules import Answer, Local, Unsupported
 from ascend_sp.passes.sharding.rules.base import BY_NAME
 from brute_force import Placed, check

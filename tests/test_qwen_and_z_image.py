@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
+from checks import complex_nodes, missing, swapped, worst
 from models import qwen, qwen_inputs, z_image, z_image_inputs
 from simulator import Captured, capture, simulate
-from test_decompose_complex import complex_nodes
-from test_ulysses import missing, swapped, worst
 
 TOLERANCE = 1e-5
 RANKS = (1, 2, 3, 4, 8)
@@ -117,10 +116,10 @@ def test_z_image_equals_eager(name: str) -> None:
             continue
         assert not any(map(complex_nodes, programs))
         assert network.calls["all_to_all_single"] == 4 * 3
-        assert network.calls["all_gather_into_tensor"] == len(gathers(ctx))
-        # Each item's picture is gathered where it is cut out, behind the last block.
+        # Each item's picture is gathered where it is cut out, behind the last block, all in one.
         between = [n for n in ctx.notes if n.kind == "reshard"]
         assert len(gathers(ctx)) == len(sizes) + len(between)
+        assert network.calls["all_gather_into_tensor"] == 1 + len(between)
         # Between the refiners and the main layers nothing is, unless the segments of two items
         # do not line up; the report says so.
         assert bool(between) == (name == "pictures of different sizes")

@@ -12,12 +12,12 @@ from torch import fx
 
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.sharding.layout import Shard
-from ascend_sp.passes.sharding.propagate import PLAN
-from ascend_sp.runtime.collectives import STARTS
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.layout import Shard
+from ascend_sp.passes.sharding.plan import Plan
 from ascend_sp.runtime.errors import UnshardedError
-from ascend_sp.runtime.ops import attention, split_attention
+from ascend_sp.runtime.ops import STARTS, attention, split_attention
+from checks import missing, swapped, worst
 from random_blocks import build
 from random_models import (
     MASKS,
@@ -34,7 +34,6 @@ from random_models import (
     simpler,
 )
 from simulator import Break, Captured, capture, compile_rank, run_ranks, simulate
-from test_ulysses import missing, swapped, worst
 
 # Relative to the largest value.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
@@ -80,7 +79,7 @@ def collectives(gm: fx.GraphModule) -> list[tuple]:
 def kinds_of_attention(captured: Captured, ctx: PassContext) -> Counter:
     """How the attentions of a program run. A whole one has its reason in the notes."""
     found: Counter = Counter()
-    for node, answer in ctx.analysis[PLAN].answers.items():
+    for node, answer in ctx.results.get(Plan).answers.items():
         if node.target in (attention, split_attention) and isinstance(answer.outputs[0], Shard):
             if answer.op is split_attention:
                 found["all-to-all"] += 1

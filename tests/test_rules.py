@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import sympy
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from torch.utils import _pytree as pytree
 
 import view_cases  # noqa: F401
-from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Placement, Sequence, Shard
+from ascend_sp.graph.layout import PARTIAL, REPLICATE, Placement, Sequence, Shard
 from ascend_sp.passes.sharding.rules import (
     Answer,
     Call,
@@ -40,7 +41,12 @@ def prove(op: Any, count: int, make: Any = None) -> list[Answer]:
     """The rule's answers about `count` random calls of `op`, all of them true."""
     answers: list[Answer] = []
 
-    @settings(max_examples=count, derandomize=True, deadline=None, database=None)
+    # Unlike elsewhere, a call that fails is made as small as it can be: they are quick here.
+    @settings(
+        max_examples=count,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        report_multiple_bugs=False,
+    )
     @given(calls(op, make))
     def examples(c: Drawn) -> None:
         answers.append(check(op, c.args, c.kwargs, world=c.world, padding=c.padding))
@@ -324,7 +330,7 @@ WRONG: dict[str, tuple[Any, tuple, Any]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_brute_force_finds_a_wrong_rule(name: str) -> None:
     op, args, rule = WRONG[name]
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises(AssertionError, match=rf"^{re.escape(str(op))} on \(.*, 4 ranks: Local \("):
         check(op, args, world=WORLD, rule=rule)
 
 

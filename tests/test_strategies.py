@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.passes.choose_strategy import CHOICES
-from ascend_sp.passes.cost.device import DEVICES
+from ascend_sp.graph.cost.device import DEVICES
+from ascend_sp.passes.choose_strategy import Choice
 from ascend_sp.passes.overlap.strategies import Strategy, parse
-from ascend_sp.passes.overlap.timeline import TIMELINES
+from ascend_sp.passes.overlap.timeline import Timelines
+from checks import masks, missing, swapped, worst
 from models import flux, flux_inputs, ltx, qwen, qwen_inputs, sd3, wan, z_image, z_image_inputs
 from simulator import capture, compile_rank, simulate
-from test_ulysses import masks, missing, swapped, worst
 from toy import JointAttention, SelfAttention
 
 STRATEGIES = ("separate", "packed", "pipelined:2", "pipelined:3")
@@ -45,7 +45,7 @@ def test_same_numbers_bit_for_bit_whatever_the_order_and_the_strategy(name: str)
         outputs, _, ctx, _ = simulate(captured, 2, Config(strategy=strategy))
         for ours, theirs in zip(outputs, plain, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), strategy
-        lines = ctx.analysis[TIMELINES]
+        lines = ctx.results.get(Timelines)
         assert lines.after.exposed < lines.before.exposed, strategy
         # Some of every model's transfers are hidden by its own work.
         assert lines.after.exposed < lines.after.travel
@@ -84,7 +84,7 @@ def test_any_attention(
         want = model(*args)
     outputs, _, ctx, network = simulate(capture(model, *args), ranks, Config(strategy=strategy))
     assert worst(outputs, want) <= 1e-5
-    (choice,) = {str(c.strategy): c for c in ctx.analysis[CHOICES]}.values()
+    (choice,) = {str(c.strategy): c for c in ctx.results.all(Choice)}.values()
     attentions = len(choice.nodes)
     taken = choice.strategy
     each = 2 if taken.kind == "packed" else 4 * taken.groups
@@ -114,7 +114,7 @@ def chosen(x: Tensor, ranks: int, **options: Any) -> list[Any]:
     config = Config(verify=False, **options)
     orders = {str(compile_rank(captured, r, ranks, config)[0].code) for r in range(ranks)}
     assert orders
-    return compile_rank(captured, 0, ranks, config)[1].analysis[CHOICES]
+    return compile_rank(captured, 0, ranks, config)[1].results.all(Choice)
 
 
 def test_short_sequences_on_many_ranks_travel_in_one() -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ascend_sp.runtime.ops import attention
+from checks import worst
 from simulator import capture, dynamo_graph, simulate
-from test_ulysses import worst
 
 DIM, HEADS, BATCH, ROWS = 24, 3, 2, 13
 N = BATCH * HEADS

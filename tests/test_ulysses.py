@@ -3,7 +3,7 @@ all-to-all is noticed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,22 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from checks import masks, missing, swapped, worst
 from simulator import capture, simulate
 from toy import CrossAttention, HigherOrder, JointAttention, SelfAttention, Sliced
 
 RANKS = st.sampled_from([2, 3, 4, 8])
 TOLERANCE = 1e-5
-
-
-def worst(outputs: Sequence, reference: object) -> float:
-    """Largest difference over all ranks, relative to the largest value; NaN if there is one."""
-    flat = reference if isinstance(reference, (tuple, list)) else (reference,)
-    found = [
-        (got - want).abs().max() / want.abs().max()
-        for out in outputs
-        for got, want in zip(out, flat, strict=True)
-    ]
-    return torch.stack(found).max().item()  # Python's max would lose a NaN
 
 
 def check(
@@ -66,7 +56,7 @@ def test_self_attention(batch: int, length: int, heads: int, ranks: int) -> None
 )
 def test_joint_attention(batch: int, image: int, text: int, heads: int, ranks: int) -> None:
     a, b = torch.randn(batch, image, 12), torch.randn(batch, text, 12)
-    check(JointAttention(12, heads), a, b, ranks=ranks, all_to_alls=8, gathers=2)
+    check(JointAttention(12, heads), a, b, ranks=ranks, all_to_alls=8)
 
 
 @settings(max_examples=6)
@@ -88,23 +78,6 @@ def test_causal_attention(length: int, ranks: int) -> None:
     check(SelfAttention(12, 3), x, None, True, ranks=ranks, all_to_alls=8)
 
 
-def masks(kind: str, batch: int, heads: int, length: int) -> Tensor:
-    shape = {
-        "B11S": (batch, 1, 1, length),
-        "B1SS": (batch, 1, length, length),
-        "BHSS": (batch, heads, length, length),
-        "SS": (length, length),
-        "1HSS": (1, heads, length, length),
-        "B1S1": (batch, 1, length, 1),
-        "BH1S": (batch, heads, 1, length),
-        "1S": (1, length),
-        "HSS": (heads, length, length),
-    }[kind]
-    mask = torch.rand(shape) > 0.4
-    mask[..., 0] = True
-    return mask
-
-
 @settings(max_examples=14)
 @given(
     kind=st.sampled_from(["B11S", "B1SS", "BHSS", "SS", "1HSS", "B1S1", "BH1S", "1S", "HSS"]),
@@ -119,7 +92,7 @@ def test_masks(kind: str, additive: bool, image: int, text: int, heads: int, ran
     if additive:
         mask = torch.where(mask, torch.rand(mask.shape), torch.tensor(-1e4))
     a, b = torch.randn(2, image, 12), torch.randn(2, text, 12)
-    check(JointAttention(12, heads), a, b, mask, ranks=ranks, all_to_alls=8, gathers=2)
+    check(JointAttention(12, heads), a, b, mask, ranks=ranks, all_to_alls=8)
 
 
 @settings(max_examples=6)
@@ -145,23 +118,12 @@ def test_cross_attention_with_whole_keys_costs_nothing(
 @given(length=st.integers(2, 30), share=st.floats(0.1, 0.9), ranks=RANKS)
 def test_a_slice_inside_the_sequence_makes_segments(length: int, share: float, ranks: int) -> None:
     keep = min(length - 1, max(1, int(length * share)))
-    check(Sliced(keep), torch.randn(2, length, 12), ranks=ranks, all_to_alls=12, gathers=2)
+    check(Sliced(keep), torch.randn(2, length, 12), ranks=ranks, all_to_alls=12)
 
 
 def test_a_higher_order_op_runs_whole_and_all_around_it_is_split() -> None:
     x = torch.randn(1, 13, 16)
     check(HigherOrder(), x, ranks=3, all_to_alls=16, gathers=2)
-
-
-def swapped(rank: int, values: Sequence[Tensor]) -> Tensor:
-    """An all-to-all that hands out the blocks in the wrong order."""
-    size = len(values)
-    return torch.cat([v.chunk(size)[rank] for v in reversed(values)])
-
-
-def missing(rank: int, values: Sequence[Tensor]) -> Tensor:
-    """An all-to-all that does nothing."""
-    return values[rank]
 
 
 @pytest.mark.parametrize("broken", [swapped, missing])

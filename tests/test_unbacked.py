@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import ascend_sp  # noqa: F401
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
+from checks import worst
 from processes import run, values
 from simulator import Network, capture, simulate
-from test_ulysses import worst
 from toy import Attention
 
 DIM, HEADS, IMAGE, TEXT = 24, 3, 17, 9
@@ -92,7 +92,7 @@ def test_queries_of_unknown_number_run_whole_and_are_told(ranks: int) -> None:
     network, ctx = on_ranks(Block(joint=True).eval(), ranks)
     assert network.calls["all_to_all_single"] == 4
     (note,) = [n for n in ctx.notes if n.kind == "unsharded" and "whole on every" in n.text]
-    assert "a size in it is known only when the program runs" in note.text
+    assert "one of its sizes is known only when the program runs" in note.text
 
 
 def test_one_rank() -> None:

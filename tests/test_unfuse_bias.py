@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
 from ascend_sp.passes.unfuse_bias import unfuse_bias
+from checks import text
 from models import flux, flux_inputs
 from processes import run, values
 from simulator import capture, compile_rank
-from test_passes import text
 
 W, B = torch.randn(5, 4), torch.randn(5)
 

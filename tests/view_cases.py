@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Sequence, Shard
-from ascend_sp.passes.sizes import product
+from ascend_sp.graph.layout import REPLICATE, Sequence, Shard
+from ascend_sp.graph.sizes import product
 from brute_force import Placed
 from rule_cases import CASES, TO_THE_END, Draw, case
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,10 +36,12 @@ __all__ = [
     "DataDependentOutputException",
     "FakeTensorMode",
     "behaves_as_tensor",
+    "broken_by",
     "compiled_kernels",
     "copy_of",
     "count",
     "debug_dir",
+    "frame",
     "graph_breaks",
     "has_parts",
     "input_sources",
@@ -48,6 +51,7 @@ __all__ = [
     "of_parts",
     "profiling",
     "recompilation",
+    "running_module",
     "static_input_indices",
     "to_aten",
     "to_be_saved",
@@ -110,6 +114,54 @@ def behaves_as_tensor(tensor: torch.Tensor) -> bool:
 def graph_breaks() -> dict[str, int]:
     """Why Dynamo has broken graphs so far in this process, and how often."""
     return dict(counters["graph_break"])
+
+
+def broken_by(gm: fx.GraphModule) -> str:
+    """Why Dynamo ended a graph in the middle of a frame, and where; ``""`` if it did not.
+
+    The place is the last line of code that is not PyTorch's.
+    """
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return ""
+    package = os.path.dirname(torch.__file__) + os.sep
+    own = [f for f in reason.user_stack if not f.filename.startswith(package)]
+    place = f"\n    at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+    return in_short(reason.reason) + place
+
+
+def in_short(reason: str) -> str:
+    """Dynamo's explanation of a graph break on one line, without the advice and addresses."""
+    parts = [line.strip() for line in reason.splitlines() if line.strip()]
+    context = "Developer debug context: "
+    told = [p.removeprefix(context) for p in parts if p.startswith(context)]
+    text = ": ".join([*parts[:1], *told]) or "unknown"
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def frame() -> int | None:
+    """The number of the code that is being compiled; the same if it is compiled once more."""
+    compile_id = torch._guards.CompileContext.current_compile_id()
+    return compile_id.frame_id if compile_id else None
+
+
+def running_module() -> torch.nn.Module | None:
+    """The outermost module that was given to `torch.compile` and is being called.
+
+    If a function was, the outermost module that is being called, if there is one.
+    """
+    running: list[torch.nn.Module] = []
+    at: Any = sys._getframe()
+    while at is not None:
+        caller = at.f_locals.get("self")
+        if isinstance(caller, torch.nn.Module) and not isinstance(caller, fx.GraphModule):
+            running.append(caller)
+        at = at.f_back
+    outermost = running[::-1]
+    compiled = (
+        m for m in outermost if isinstance(m, OptimizedModule) or m._compiled_call_impl is not None
+    )
+    return next(compiled, outermost[0] if outermost else None)
 
 
 def not_compiled(model: Any) -> Any:

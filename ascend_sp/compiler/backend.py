@@ -16,17 +16,18 @@ from torch.distributed.tensor import DTensor
 
 from ascend_sp.compiler import _pytorch, ladder
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
-from ascend_sp.compiler.numerics import NumericCheck
-from ascend_sp.compiler.pipeline import capture_attention, optional_passes
-from ascend_sp.compiler.ranges import ranged
-from ascend_sp.passes.context import Note, PassContext, source_line
+from ascend_sp.compiler.numerics.check import NumericCheck
+from ascend_sp.compiler.pieces import Pieces, pieces_of_running
+from ascend_sp.compiler.pipeline import capture_attention, inexact_passes, optional_passes
+from ascend_sp.compiler.report.diagnostics import Dump
+from ascend_sp.compiler.report.ranges import ranged
+from ascend_sp.graph.context import Note, NoteKind, PassContext, source_line
 from ascend_sp.runtime import guards, peers, replicas, stalls
 from ascend_sp.runtime.errors import AscendSPError, ConfigError, RankMismatchError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
-from ascend_sp.runtime.text_encoder.apply import encoder_is_running
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve
 from ascend_sp.runtime.versions import software
+from ascend_sp.text_encoder.apply import encoder_is_running
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def ascend_sp(
     """Compile one Dynamo graph into this rank's part of a sequence-parallel program.
 
     Every rank of the group calls the compiled model with the same inputs, and gets the same
-    outputs: whole tensors in, whole tensors out. What is sharded in between is the compiler's.
+    outputs: whole tensors in, whole tensors out.
 
     Args:
         gm: the graph, from Dynamo.
@@ -53,7 +54,8 @@ def ascend_sp(
         ConfigError: an unknown option or a bad value, or a program that is to be saved.
         TopologyError: the process group or the mesh does not fit.
         RankMismatchError: the ranks do not compile the same program.
-        UnshardedError: something cannot be sharded and ``on_unsharded="error"``.
+        UnshardedError: something cannot be sharded, or nothing is, or by estimate it does not pay,
+            and ``on_unsharded="error"``.
         AscendSPError: the graph needs gradients, or has dropout in attention.
     """
     if mode not in (None, "default"):
@@ -70,9 +72,14 @@ def ascend_sp(
     config = Config.load(options)
     _refuse_gradients(example_inputs)
     topology = resolve(
-        config.degree, config.mesh, _device_type(gm, example_inputs), config.sequence_parallel
+        config.degree,
+        config.mesh,
+        _device_type(gm, example_inputs),
+        config.sequence_parallel,
+        strict=config.on_unsharded == "error",
     )
     parallel = encoder_is_running() or any(isinstance(x, DTensor) for x in example_inputs)
+    pieces = pieces_of_running(gm)
     start = time.perf_counter()
     captured = PassContext(topology)
     gm = capture_attention(gm, captured)
@@ -84,7 +91,7 @@ def ascend_sp(
         _leave_parallel_graph(aten, own, parallel)
         names = _pytorch.named_inputs(aten, sources)
         times = {"AOTAutograd": time.perf_counter() - start}
-        return _compile(aten, inputs, names, own, config, times)
+        return _compile(aten, inputs, names, own, config, times, pieces)
 
     return _pytorch.to_aten(gm, example_inputs, compile_graph)
 
@@ -120,6 +127,7 @@ def _compile(
     ctx: PassContext,
     config: Config,
     times: dict[str, float],
+    pieces: Pieces,
 ) -> Callable[[list[Any]], Sequence[Any]]:
     dump = Dump.create(config.dump_dir, ctx.topology.ranks[ctx.topology.rank])
     dump.times |= times
@@ -130,7 +138,7 @@ def _compile(
                 facts, rows = _program(gm, names, config, ctx)
                 guards.agree(ctx.topology, facts, config.check_timeout, rows=rows)
         check = _numeric_check(gm, ctx, config, dump) if config.check_numerics else None
-        lowered = ladder.lower(gm, inputs, static, ctx, config, dump, check)
+        lowered = ladder.lower(gm, inputs, static, ctx, config, dump, pieces, check)
         dump.finish_times()
     except Exception as e:
         # Of what the ranks compared they know, or have been told.
@@ -161,6 +169,7 @@ def _numeric_check(
         f"graph {dump.number}",
         config.target,
         optional_passes(),
+        inexact_passes(),
         config.check_timeout,
         dump,
     )
@@ -179,7 +188,7 @@ def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) 
         # Its groups may be others than ours, so our ranks have nothing to compare either.
         ctx.topology = replace(SINGLE, ranks=(ctx.topology.ranks[ctx.topology.rank],))
         ctx.note(
-            "unsharded",
+            NoteKind.UNSHARDED,
             node,
             "the model is tensor-parallel already: the graph is compiled for one rank, and its "
             "sequence is not split",

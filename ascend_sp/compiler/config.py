@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from ascend_sp.passes.cost.device import DEVICES
+from ascend_sp.graph.cost.device import DEVICES
 from ascend_sp.passes.overlap.strategies import parse
 from ascend_sp.runtime.errors import ConfigError
 
@@ -111,8 +111,8 @@ class Config:
     mesh: DeviceMesh | None = _option(
         None,
         _mesh,
-        "a torch DeviceMesh (1-D, or with a dim named 'sp'; of a ProcessGroup, "
-        "DeviceMesh.from_group(group, device_type) makes one); only as an option",
+        "a torch DeviceMesh (1-D, or with a dim named 'sp'; for a ProcessGroup, "
+        "DeviceMesh.from_group(group, device_type)); only as an option",
         "The ranks that share a sequence, instead of degree.",
     )
     target: str = _option(
@@ -126,14 +126,15 @@ class Config:
         "auto",
         _one_of("auto", "sdpa", "math"),
         "auto, sdpa or math",
-        "What attention becomes; auto is Ascend's fused inference attention in its graphs, "
-        "and sdpa, PyTorch's fused kernel of the device, elsewhere.",
+        "The kernel of attention; auto is Ascend's fused inference attention in its graphs, and "
+        "sdpa, PyTorch's fused kernel of the device, elsewhere.",
     )
     on_unsharded: str = _option(
         "fallback",
         _one_of("fallback", "error"),
         "fallback or error",
-        "What cannot be sharded runs on gathered tensors, or raises.",
+        "What cannot be sharded runs on gathered tensors, or raises; so does what is warned of "
+        "otherwise: that nothing is split, or that little comes of it.",
     )
     dump_dir: str | None = _option(
         None, _path, "a folder", "Write the graph after each pass, placements and collectives here."
@@ -158,40 +159,41 @@ class Config:
         _one_of("off", "once", "always"),
         "off, once or always",
         "Compare the values of inputs, and a sample of the weights, with the other ranks': at the "
-        "first run of each graph, or at every run. Another seed on one rank is then an error, not "
-        "a wrong picture.",
+        "first run of each graph, or at every run. A different seed on one rank is then an error, "
+        "not a wrong picture.",
     )
     check_numerics: bool = _option(
         False,
         _flag,
         "1/true/on or 0/false/off",
-        "At every run, compute the model's own graph beside the compiled one, on whole tensors and "
-        "op by op; where the results differ, an error names the pass and the first node. For "
-        "debugging: needs the time and memory of one rank without ascend_sp on top.",
+        "At every run, also run the model's own graph, on whole tensors and op by op; where the "
+        "results differ, an error names the pass and the first node. For debugging: adds the time "
+        "and memory of a run on one rank.",
     )
     async_: bool = _option(
         True,
         _flag,
         "1/true/on or 0/false/off",
-        "Hide collectives behind compute; off leaves each operation where the program has it.",
+        "Overlap collectives with compute; off keeps the order of the model.",
     )
     strategy: str = _option(
         "auto",
         _strategy,
         "auto, separate, packed, pipelined or pipelined:N (N >= 2 groups of heads)",
-        "How queries, keys and values travel; auto chooses for each attention by estimated cost.",
+        "How ranks exchange queries, keys and values; auto chooses for each attention by estimated "
+        "cost.",
     )
     memory_budget: float = _option(
         0.1,
         _share,
         "a share >= 0, e.g. 0.1",
-        "By how much hiding collectives may raise the estimated peak of intermediate results.",
+        "By how much overlap may raise the estimated peak memory of intermediate results.",
     )
     cost_model: str = _option(
         "auto",
         str,
-        f"auto, {', '.join(DEVICES)}, or a file that ascend_sp.calibrate wrote",
-        "The device whose rates the estimates stand on; auto goes by the device that is there.",
+        f"auto, {', '.join(DEVICES)}, or a file that `ascend_sp calibrate` wrote",
+        "The device that times are estimated for; auto detects it.",
     )
     pre_passes: tuple[Callable[..., Any], ...] = _option(
         (),
@@ -209,7 +211,7 @@ class Config:
         None,
         _callable,
         "a function (name, gm, ctx); only as an option",
-        "Called with the graph before the first pass and after each, to look at.",
+        "Called with the graph before the first pass and after each pass, for inspection.",
     )
 
     @classmethod

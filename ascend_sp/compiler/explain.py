@@ -21,13 +21,15 @@ from torch import fx, nn
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.backend import context
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
-from ascend_sp.compiler.explanation import Explanation
 from ascend_sp.compiler.fakes import twins
-from ascend_sp.compiler.pipeline import capture_attention, compile_aten
-from ascend_sp.compiler.report import Report
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.cost.device import find
+from ascend_sp.compiler.ladder import Attempts
+from ascend_sp.compiler.pieces import Pieces, pieces_of_running
+from ascend_sp.compiler.pipeline import capture_attention
+from ascend_sp.compiler.report.diagnostics import Dump, recompiles
+from ascend_sp.compiler.report.explanation import Explanation
+from ascend_sp.compiler.report.facts import Report
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.cost.device import find
 from ascend_sp.runtime.errors import ConfigError
 from ascend_sp.runtime.npu import DEVICE, ascend
 from ascend_sp.runtime.topology import Topology
@@ -44,16 +46,16 @@ def explain(
 ) -> Explanation:
     """Say what ``torch.compile(model, backend="ascend_sp")(*args, **kwargs)`` would do on a rank.
 
-    No process group, no second rank and no device is needed, and no memory for weights: `model`
-    and its arguments may be on the ``meta`` device. They are copied without their numbers and left
-    as they are. Dynamo forgets what it has compiled so far (`torch.compiler.reset`).
+    Needs no process group, no second rank, no device and no memory for weights: `model` and its
+    arguments may be on the ``meta`` device. They are copied without their data, and not changed.
+    What Dynamo has compiled so far is dropped (`torch.compiler.reset`).
 
     Args:
         model: the module; if it is compiled already, what was compiled.
         args: what it is called with.
         explain_options: ``ranks`` (default 2), the number of ranks; ``rank`` (0), the one to look
             at; ``device``, what they are: ``"npu"``, ``"cpu"``, ``"cuda"``, the name of a card
-            (``"910B4"``) or a file that ``python -m ascend_sp.calibrate`` wrote, by default what
+            (``"910B4"``) or a file that ``python -m ascend_sp calibrate`` wrote, by default what
             the model is on, an NPU if that is ``meta``; and every option of the backend but
             ``degree`` and ``mesh``. ``verify`` is off unless asked for, since it takes time.
         kwargs: what it is called with.
@@ -68,15 +70,15 @@ def explain(
     mode = _pytorch.FakeTensorMode(allow_non_fake_inputs=True)
     start = time.perf_counter()
     torch.compiler.reset()
-    before = Counter(_pytorch.graph_breaks())
+    before, earlier = Counter(_pytorch.graph_breaks()), len(recompiles())
     try:
         with torch.no_grad():
             model, args, kwargs = twins(mode, watcher.label, model, args, kwargs)
             torch.compile(model, backend=watcher.backend, dynamic=False)(*args, **kwargs)
     except _pytorch.DataDependentOutputException as e:
         watcher.stopped = (
-            f"Explained up to {_place(e)} only: the model's Python looks at a number there, and "
-            "explain has none. What follows is compiled in a real run."
+            f"Explained up to {_place(e)} only: there the model's Python reads a tensor's value, "
+            "which explain does not have. A real run compiles what follows, too."
         )
     except _pytorch.BackendCompilerFailed as e:
         raise e.inner_exception from None
@@ -84,7 +86,7 @@ def explain(
         torch.compiler.reset()
     breaks = dict(Counter(_pytorch.graph_breaks()) - before)
     for r in watcher.reports:
-        r.graph_breaks = breaks
+        r.graph_breaks, r.recompiles = breaks, r.recompiles[earlier:]
     return Explanation(
         reports=watcher.reports,
         ranks=asked.ranks,
@@ -116,7 +118,7 @@ class Asked:
         options = dict(given)
         for name in ("degree", "mesh"):
             if name in options:
-                raise ConfigError(f"explain makes its own ranks: say ranks=N instead of {name}.")
+                raise ConfigError(f"explain makes its own ranks: pass ranks=N instead of {name}.")
         ranks, rank = options.pop("ranks", 2), options.pop("rank", 0)
         if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
             raise ConfigError(f"explain's ranks is {ranks!r}; it must be a whole number >= 1.")
@@ -143,12 +145,15 @@ class _Watcher:
         self.traced_on = self.label
         self.stopped = ""
         """Why the rest of the model was not seen."""
+        self.little = ""
+        """What is to be said of its pieces."""
 
     def backend(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls with each graph."""
         a = self.asked
         topology = Topology(a.rank, a.ranks, "fake" if a.ranks > 1 else "", tuple(range(a.ranks)))
         captured = PassContext(topology)
+        pieces = pieces_of_running(gm)
         start = time.perf_counter()
         gm = capture_attention(gm, captured)
 
@@ -157,52 +162,55 @@ class _Watcher:
             ctx = context(aten, inputs, a.config, topology, captured.notes)
             if ctx.cost_model == "auto":
                 ctx.cost_model = a.card
-            self._passes(aten, ctx, {"AOTAutograd": time.perf_counter() - start})
+            self._passes(aten, ctx, pieces, {"AOTAutograd": time.perf_counter() - start})
             return lambda _: values
 
         return _pytorch.to_aten(gm, inputs, compile_graph)
 
-    def _passes(self, gm: fx.GraphModule, ctx: PassContext, times: dict[str, float]) -> None:
-        """Run the passes for the first target that takes the graph, and keep the report."""
+    def _passes(
+        self, gm: fx.GraphModule, ctx: PassContext, pieces: Pieces, times: dict[str, float]
+    ) -> None:
+        """What `ladder.lower` does, up to lowering; the report is kept."""
         config, self.traced_on = self.asked.config, ctx.device
         dump = Dump.create(config.dump_dir, self.asked.rank)
         dump.times |= times
         dump.wanted = True
-        rungs = targets.ladder(config.target, self.asked.kind)
-        for target in rungs:
-            last = target is rungs[-1]
-            own = replace(
-                ctx,
-                target=target.name,
-                converts=target.converts if ctx.device == DEVICE else None,
-                notes=list(ctx.notes),
-                analysis=dict(ctx.analysis),
-            )
-            if ctx.device == DEVICE and target.missing(ctx.ascend) and not last:
-                continue
-            estimator = own.estimator()
-            one_rank = sum(estimator.seconds(n) for n in gm.graph.nodes)
-            attempt = compile_aten(gm if last else _pytorch.copy_of(gm), own, config, dump)
-            if ctx.device != DEVICE or last or not target.refuses(attempt):
-                dump.finish(attempt, own, config.described())
+        kind = self.asked.kind
+        one_rank = {}  # by whether the target fuses, of the graph before the passes rewrite it
+        for target in targets.ladder(config.target, kind):
+            before = replace(ctx, target=target.name)
+            if before.fuses not in one_rank:
+                estimator = before.estimator()
+                one_rank[before.fuses] = sum(estimator.seconds(n) for n in gm.graph.nodes)
+        attempts = Attempts(gm, ctx, config, dump, kind=kind, warns=False)
+        for attempt in attempts:
+            if not attempt.refused:
                 break
+            attempts.refuse(attempt.target, attempt.refused)
+        own = attempt.ctx
+        dump.finish(attempt.program, own, config.described())
+        little = pieces.found(dump.number, own)
+        if little is not None and own.on_unsharded == "error":
+            raise little.error()
+        told = " ".join(little.text.split()) if little is not None else ""
+        self.little = told[:1].upper() + told[1:]  # what the last graph says stands for all
         assert dump.report is not None
         if self.asked.ranks > 1:
-            dump.report.one_rank = one_rank
+            dump.report.one_rank = one_rank[own.fuses]
             dump.finish_times()  # the page says it, too
         self.reports.append(dump.report)
 
     def remarks(self) -> list[str]:
         """What is not as it would be on the devices."""
-        stopped = [self.stopped] if self.stopped else []
+        stopped = [text for text in (self.stopped, self.little) if text]
         if self.asked.kind == self.traced_on:
             return stopped
         if self.asked.kind == DEVICE:
             return [
                 *stopped,
-                "Traced without torch_npu, so its fused attention, norms and rotary embeddings are "
-                "not put in: attention is shown as PyTorch's (sdpa), the rest as single ops. What "
-                "is split, and what is sent, is the same; computing is estimated as too long.",
+                "Traced without torch_npu, so its fused ops are missing: attention is shown as "
+                "PyTorch's (sdpa), norms and rotary embeddings as single ops. What is split and "
+                "sent is the same; the time of compute is overestimated.",
             ]
         return [*stopped, f"Traced for {self.traced_on}, since there is no {self.asked.kind}."]
 

@@ -65,8 +65,8 @@ def twins(mode: FakeTensorMode, device: str, *values: Any) -> tuple[Any, ...]:
             return copy.deepcopy(values)
         except (TypeError, RuntimeError, AttributeError) as e:
             raise AscendSPError(
-                f"explain works on a copy of the model without numbers, and cannot make one: {e}. "
-                "Give it the module itself, as it is before hooks or wrappers are put on it."
+                f"explain works on a copy of the model without data, and cannot make one: {e}. "
+                "Pass the plain module, without hooks and wrappers."
             ) from e
 
 
@@ -76,9 +76,9 @@ def _refuse_unknown(tensor: torch.Tensor) -> None:
         return
     kind = type(tensor)
     raise AscendSPError(
-        f"explain works on a copy of the model without numbers, and cannot make one of a "
-        f"{kind.__module__}.{kind.__qualname__}: the class has ops of its own, but not "
-        "__tensor_flatten__ and __tensor_unflatten__, which would tell what it holds. Explain the "
-        "model before its weights are converted to that class; or compile it on the devices, with "
-        "dump_dir, which writes the same report."
+        f"explain works on a copy of the model without data, and cannot make one of a "
+        f"{kind.__module__}.{kind.__qualname__}: the class has ops of its own, but lacks "
+        "__tensor_flatten__ and __tensor_unflatten__, which list the tensors that it holds. "
+        "Explain the model before its weights are converted to that class; or compile it on the "
+        "devices, with dump_dir, which writes the same report."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,17 +16,19 @@ from torch import fx
 
 from ascend_sp.compiler import _pytorch, targets
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
-from ascend_sp.compiler.numerics import NumericCheck
+from ascend_sp.compiler.numerics.check import NumericCheck
+from ascend_sp.compiler.pieces import Pieces
 from ascend_sp.compiler.pipeline import compile_aten
-from ascend_sp.compiler.report import collectives
+from ascend_sp.compiler.report.diagnostics import Dump
+from ascend_sp.compiler.report.facts import Collective, collectives
+from ascend_sp.compiler.strides import Promised
 from ascend_sp.compiler.targets import Runnable, Target
-from ascend_sp.passes.border import border
-from ascend_sp.passes.context import Note, PassContext, line_of, source_line
-from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.graph.border import border
+from ascend_sp.graph.context import Note, NoteKind, PassContext, line_of, source_line
+from ascend_sp.graph.origin import made_by
 from ascend_sp.runtime import guards
-from ascend_sp.runtime.collectives import STARTS, WAIT
 from ascend_sp.runtime.errors import LoweringError
+from ascend_sp.runtime.ops import STARTS, WAIT
 from ascend_sp.runtime.stopped import Op, Program
 
 
@@ -39,6 +41,90 @@ class Lowered:
     """What is in it, for its errors."""
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What the passes make of a graph for one target."""
+
+    target: Target
+    ctx: PassContext
+    """What they were told, and left."""
+    program: fx.GraphModule
+    last: bool
+    """Whether no other target is left."""
+    refused: str
+    """What of the program the target cannot take; empty if nothing is known."""
+
+
+class Attempts:
+    """The targets of a ladder, best first, each with its program.
+
+    Args:
+        gm: the graph; the last attempt rewrites it, the others copies of it.
+        ctx: what the passes are told, but for the target.
+        config: options.
+        dump: where passes and times are written.
+        kind: device type that the ladder is for. If the graph was traced for another one, nothing
+            is known of what targets lack or refuse.
+        check: takes the program after each pass.
+        warns: whether a warning says which target takes over, and why.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        ctx: PassContext,
+        config: Config,
+        dump: Dump,
+        *,
+        kind: str,
+        check: NumericCheck | None = None,
+        warns: bool = True,
+    ) -> None:
+        self.gm, self.ctx, self.config, self.dump = gm, ctx, config, dump
+        self.kind, self.check, self.warns = kind, check, warns
+        self._refused: list[tuple[str, str]] = []
+
+    def refuse(self, target: Target, why: str) -> None:
+        """Say that `target` cannot take its program, so that the next one is tried."""
+        self._refused.append((target.name, f"cannot take this graph: {why}"))
+
+    def __iter__(self) -> Iterator[Attempt]:
+        """One target after the other."""
+        there = self.ctx.device == self.kind
+        rungs = targets.ladder(self.config.target, self.kind)
+        for target in rungs:
+            if self._refused and self.warns:
+                name, why = self._refused[-1]
+                warnings.warn(f"ascend_sp: {name} {why}. {target.name} takes over.", stacklevel=3)
+            lacks = target.missing(self.ctx.ascend) if there else None
+            if lacks:
+                self._refused.append((target.name, f"is not used: {lacks}"))
+                continue
+            last = target is rungs[-1]
+            notes = (Note(NoteKind.TARGET, n, "lowering", why, "") for n, why in self._refused)
+            ctx = replace(
+                self.ctx,
+                target=target.name,
+                converts=target.converts if there else None,
+                notes=[*self.ctx.notes, *notes],
+                results=self.ctx.results.copy(),
+            )
+            program = self._passes(self.gm if last else _pytorch.copy_of(self.gm), ctx)
+            why = "; ".join(target.refuses(program)) if there and not last else ""
+            yield Attempt(target, ctx, program, last, why)
+
+    def _passes(self, gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
+        check = self.check
+        if check is None:
+            return compile_aten(gm, ctx, self.config, self.dump)
+        check.restart(ctx.target)
+
+        def record(name: str, gm: fx.GraphModule) -> None:
+            check.record(name, gm, border(ctx))
+
+        return compile_aten(gm, ctx, self.config, self.dump, after=record)
+
+
 def lower(
     gm: fx.GraphModule,
     inputs: Sequence[Any],
@@ -46,6 +132,7 @@ def lower(
     ctx: PassContext,
     config: Config,
     dump: Dump,
+    pieces: Pieces,
     check: NumericCheck | None = None,
 ) -> Lowered:
     """Compile `gm` for this rank, by the first target that takes it.
@@ -55,71 +142,46 @@ def lower(
 
     Raises:
         RankMismatchError: the ranks do not come out with the same collectives.
+        UnshardedError: nothing is split, or it does not pay, and ``on_unsharded="error"``.
     """
-    rungs = targets.ladder(config.target, ctx.device)
-    refused: list[tuple[str, str]] = []
-    for target in rungs:
-        if refused:
-            name, why = refused[-1]
-            warnings.warn(f"ascend_sp: {name} {why}. {target.name} takes over.", stacklevel=2)
-        last = target is rungs[-1]
-        own = replace(
-            ctx,
-            target=target.name,
-            converts=target.converts,
-            notes=[*ctx.notes, *(Note("target", name, "lowering", w, "") for name, w in refused)],
-            analysis=dict(ctx.analysis),
-        )
-        lacks = target.missing(ctx.ascend)
-        if lacks:
-            refused.append((target.name, f"is not used: {lacks}"))
-            continue
-        attempt = _pass_by_pass(gm if last else _pytorch.copy_of(gm), own, config, dump, check)
-        found = collectives(attempt)
-        rows, program = _rows(found), Program(_calls(attempt, found), _ops(attempt))
-        why = "" if last else "; ".join(target.refuses(attempt))
+    attempts = Attempts(gm, ctx, config, dump, kind=ctx.device, check=check)
+    promised = Promised(gm)  # before a pass rewrites it
+    for a in attempts:
+        pieces.tell(dump.number, a.ctx)
+        found = collectives(a.program)
+        rows, program = _rows(found), Program(_calls(a.program, found), _ops(a.program))
         run: Runnable | None = None
+        why = a.refused
         if not why:
-            dump.finish(attempt, own, config.described())
+            dump.finish(a.program, a.ctx, config.described())
             with dump.timed("lowering"):
-                run, why = _lower(target, attempt, inputs, static_inputs, own, last)
+                run, why = _lower(a, inputs, static_inputs)
         if config.check_ranks:
             with dump.timed("check_ranks"):
-                facts = {"target": target.name, "refused": why, "collectives": rows}
+                facts = {"target": a.target.name, "refused": why, "collectives": rows}
                 guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
         if run is not None:
-            return Lowered(run, program)
-        refused.append((target.name, f"cannot take this graph: {why}"))
+            return Lowered(promised.kept_by(run), program)
+        attempts.refuse(a.target, why)
     raise AssertionError("the last target takes every graph")
 
 
-def _pass_by_pass(
-    gm: fx.GraphModule, ctx: PassContext, config: Config, dump: Dump, check: NumericCheck | None
-) -> fx.GraphModule:
-    if check is None:
-        return compile_aten(gm, ctx, config, dump)
-    check.restart(ctx.target)
-    return compile_aten(
-        gm, ctx, config, dump, after=lambda name, gm: check.record(name, gm, border(ctx))
-    )
-
-
-def _rows(found: list[dict[str, Any]]) -> list[str]:
+def _rows(found: list[Collective]) -> list[str]:
     """What this rank does together with the others, in order."""
-    return [f"{_payload(r)}, {r['origin']}" for r in found]
+    return [f"{_payload(r)}, {r.origin}" for r in found]
 
 
-def _payload(row: dict[str, Any]) -> str:
-    return f"{row['name']} of {row['numel']} {row['dtype']}"
+def _payload(row: Collective) -> str:
+    return f"{row.name} of {row.numel} {row.dtype}"
 
 
-def _calls(gm: fx.GraphModule, found: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    rows = {r["name"]: _payload(r) for r in found}
+def _calls(gm: fx.GraphModule, found: list[Collective]) -> list[tuple[str, str]]:
+    rows = {r.name: _payload(r) for r in found}
     out = []
     for node in gm.graph.nodes:
         if node.target in STARTS:
             where = source_line(node)
-            rows[node.name] += f" ({node.meta.get(ORIGIN, '')}{', at ' if where else ''}{where})"
+            rows[node.name] += f" ({made_by(node)}{', at ' if where else ''}{where})"
             out.append((node.target._opname, rows[node.name]))
         elif node.target is WAIT:
             (started,) = node.all_input_nodes
@@ -130,7 +192,7 @@ def _calls(gm: fx.GraphModule, found: list[dict[str, Any]]) -> list[tuple[str, s
 def _ops(gm: fx.GraphModule) -> Callable[[str], Op | None]:
     """The other ops by name; of the nodes, which targets change, only what is needed is kept."""
     known = {
-        n.name: (n.target, n.meta.get(ORIGIN, ""), n.meta.get("stack_trace"))
+        n.name: (n.target, made_by(n), n.meta.get("stack_trace"))
         for n in gm.graph.nodes
         if n.op == "call_function"
     }
@@ -150,18 +212,14 @@ def _ops(gm: fx.GraphModule) -> Callable[[str], Op | None]:
 
 
 def _lower(
-    target: Target,
-    gm: fx.GraphModule,
-    inputs: Sequence[Any],
-    static_inputs: Sequence[int],
-    ctx: PassContext,
-    last: bool,
+    a: Attempt, inputs: Sequence[Any], static_inputs: Sequence[int]
 ) -> tuple[Runnable | None, str]:
     """What runs, or why it could not be lowered."""
-    crossing = border(ctx)
+    crossing = border(a.ctx)
     try:
-        return crossing.wrap(target.lower(gm, crossing.real_inputs(inputs), static_inputs)), ""
+        run = a.target.lower(a.program, crossing.real_inputs(inputs), static_inputs)
     except LoweringError as e:
-        if last:
+        if a.last:
             raise
         return None, e.reason
+    return crossing.wrap(run), ""

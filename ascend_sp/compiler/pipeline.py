@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from torch import fx
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.diagnostics import Dump
+from ascend_sp.compiler.contracts import EXCHANGED, LOWERED, PLACED, PLANNED, Fact
+from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.verify import verify
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter
+from ascend_sp.graph.origin import origin_of, set_origin
 from ascend_sp.passes.capture_attention import capture_attention
 from ascend_sp.passes.choose_strategy import choose_strategy
-from ascend_sp.passes.context import PassContext
 from ascend_sp.passes.decompose_complex import decompose_complex
 from ascend_sp.passes.decompose_unsupported import decompose_unsupported
 from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
-from ascend_sp.passes.emitter import ORIGIN, Emitter
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm
 from ascend_sp.passes.npu.respell import respell_for_ge
 from ascend_sp.passes.npu.rotary import fuse_rotary
+from ascend_sp.passes.pack_gathers import pack_gathers
 from ascend_sp.passes.schedule_collectives import schedule_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
@@ -79,14 +82,16 @@ class Pass:
     """A pass and its contract."""
 
     run: Callable[[fx.GraphModule, PassContext], fx.GraphModule]
-    requires: frozenset[str] = frozenset()
+    requires: tuple[Fact, ...] = ()
     """What must hold before."""
-    ensures: frozenset[str] = frozenset()
-    """What holds after."""
+    ensures: tuple[Fact, ...] = ()
+    """What holds after it, and after every later pass."""
     when: Callable[[PassContext], bool] = _always
     """Whether the pass is for this compile."""
     optional: bool = False
     """The program is right without it, so `skip_passes` may name it."""
+    exact: bool = True
+    """Results have the same bits without it, whatever the dtype."""
     users: bool = False
     """It is not ours."""
 
@@ -96,28 +101,27 @@ class Pass:
         return getattr(self.run, "__name__", type(self.run).__name__)
 
 
-def _facts(*names: str) -> frozenset[str]:
-    return frozenset(names)
-
-
 PASSES: tuple[Pass, ...] = (
     # On an ATen graph of whole tensors, attention still opaque (capture_attention ran before):
-    Pass(eliminate_common_subexpressions, _facts("aten"), when=_op_by_op, optional=True),
-    Pass(decompose_complex, _facts("aten"), _facts("real"), _no_complex),
-    Pass(propagate_sharding, _facts("aten"), _facts("planned"), _several_ranks),
-    # From here on the graph is one rank's program.
-    Pass(materialise_sharding, _facts("planned"), _facts("local"), _several_ranks),
-    Pass(choose_strategy, _facts("local"), when=_several_ranks, optional=True),
-    Pass(ulysses, _facts("local"), _facts("attends whole sequences"), _several_ranks),
+    Pass(eliminate_common_subexpressions, when=_op_by_op, optional=True),
+    Pass(decompose_complex, when=_no_complex),
+    Pass(propagate_sharding, (), (PLANNED,), _several_ranks),
+    # From here on the graph is one rank's program. Sums over the sequence are added up by rank.
+    Pass(materialise_sharding, (PLANNED,), (PLACED,), _several_ranks, exact=False),
+    Pass(choose_strategy, (PLACED,), when=_several_ranks, optional=True),
+    Pass(ulysses, (PLACED,), (EXCHANGED,), _several_ranks),
     # Ascend's fused ops, where they fit; before the order, which counts on what really runs.
-    Pass(fuse_rms_norm, _facts("aten"), when=_npu, optional=True),
-    Pass(fuse_rotary, _facts("aten"), when=_npu, optional=True),
-    Pass(fuse_attention, _facts("aten"), when=_fused_attention, optional=True),
-    Pass(unfuse_bias, _facts("aten"), when=_inductor_on_cpu, optional=True),
-    Pass(schedule_collectives, _facts("local"), when=_several_ranks, optional=True),
-    Pass(lower_attention, _facts("aten"), _facts("lowerable")),
-    Pass(respell_for_ge, _facts("lowerable"), when=_ge_graph),
-    Pass(decompose_unsupported, _facts("lowerable"), when=_npu_graph),
+    Pass(fuse_rms_norm, when=_npu, optional=True, exact=False),
+    Pass(fuse_rotary, when=_npu, optional=True, exact=False),
+    Pass(fuse_attention, (EXCHANGED,), when=_fused_attention, optional=True, exact=False),
+    # A product rounds to half precision before a bias is added, and not after.
+    Pass(unfuse_bias, when=_inductor_on_cpu, optional=True, exact=False),
+    # Before the order, which is asked what it costs that values wait for each other.
+    Pass(pack_gathers, (PLACED, EXCHANGED), when=_several_ranks, optional=True),
+    Pass(schedule_collectives, (PLACED, EXCHANGED), when=_several_ranks, optional=True),
+    Pass(lower_attention, (EXCHANGED,), (LOWERED,), exact=False),
+    Pass(respell_for_ge, (LOWERED,), when=_ge_graph),
+    Pass(decompose_unsupported, (LOWERED,), when=_npu_graph, exact=False),
 )
 
 
@@ -141,19 +145,19 @@ def compile_aten(
         ctx: the rank to compile for, and what passes report.
         config: skips and checks.
         dump: where to write the graph after each pass.
-        passes: the list to run, in order; each pass's requirements must hold when it is reached.
+        passes: the list to run, in order.
         after: called after each pass, with its name and the graph.
 
     Raises:
         ConfigError: `skip_passes` names a pass that does not exist or may not be skipped.
-        VerificationError: a pass broke the graph.
+        VerificationError: a pass broke the graph, or what it requires does not hold.
     """
     unknown = [n for n in config.skip_passes if n not in optional_passes(passes)]
     if unknown:
         raise ConfigError(
             f"skip_passes names {', '.join(unknown)}; it may hold {', '.join(optional_passes())}."
         )
-    facts = {"aten"}
+    ensured: list[Fact] = []
     look = config.observer or _nothing
     passes = (*_of_user(config.pre_passes), *passes, *_of_user(config.post_passes))
     look("captured", gm, ctx)
@@ -163,8 +167,7 @@ def compile_aten(
     for p in passes:
         if not p.when(ctx) or p.name in config.skip_passes:
             continue
-        if not p.requires <= facts:
-            raise AssertionError(f"{p.name} requires {set(p.requires - facts)}; have {facts}")
+        _hold(p.requires, gm, ctx, f"before {p.name}")
         start = time.perf_counter()
         gm = _run_users(p, gm, ctx) if p.users else p.run(gm, ctx)
         gm.graph.eliminate_dead_code()
@@ -172,7 +175,8 @@ def compile_aten(
         if config.verify:
             with dump.timed("verify") if dump else nullcontext():
                 _verify(gm, ctx, p)
-        facts |= p.ensures
+        ensured += p.ensures
+        _hold(ensured, gm, ctx, f"after {p.name}")
         look(p.name, gm, ctx)
         if dump:
             dump.graph(gm, p.name, spent)
@@ -180,6 +184,18 @@ def compile_aten(
             after(p.name, gm)
     gm.recompile()
     return gm
+
+
+def inexact_passes(passes: Iterable[Pass] = PASSES) -> list[str]:
+    """Names of those that may change the last bits of results."""
+    return [p.name for p in passes if not p.exact]
+
+
+def _hold(facts: Iterable[Fact], gm: fx.GraphModule, ctx: PassContext, when: str) -> None:
+    for fact in facts:
+        why = fact.fails(gm, ctx)
+        if why:
+            raise VerificationError(f"{when} it must hold that {fact.text}, but {why}.")
 
 
 def _nothing(*_: object) -> None:
@@ -202,7 +218,8 @@ def _run_users(p: Pass, gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     for node in found.graph.nodes:
         if node.op == "call_function" and "val" not in node.meta:
             emit.refresh(node)
-            node.meta.setdefault(ORIGIN, f"{p.name}({node.name})")
+            if origin_of(node) is None:
+                set_origin(node, p.name, node)
     return found
 
 

@@ -1,19 +1,25 @@
-"""Views with the strides that the traced graph promises, for graphs that run op by op.
+"""Strides that the traced graph promises, also in dims of one element, where nothing lies.
 
-In dims of one element PyTorch's fake view yields other strides than the real one (before 2.15).
-Nothing lies there, but ops tell channels-last tensors from others by all strides: when traced, a
-group norm at batch 1 finds its operand in order, and lacks the copy that it then needs.
+Programs do not keep those by themselves: of a padded sequence they cut the padding off, and
+PyTorch's fake view yields others there than the real one (before 2.15). But all strides are looked
+at. Ops tell channels-last tensors from others by them: when traced, a group norm at batch 1 finds
+its operand in order, and lacks the copy that it then needs. And Dynamo compiles the next block of a
+model once more if the one before returns others than it was first called with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
 from ascend_sp.compiler._pytorch import compiled_kernels
-from ascend_sp.passes.emitter import VIEWS, Emitter
+from ascend_sp.graph.emitter import VIEWS, Emitter
+from ascend_sp.graph.sizes import Size, as_shape, as_size
 
 aten = torch.ops.aten
 
@@ -24,7 +30,7 @@ def keep_strides(gm: fx.GraphModule) -> fx.GraphModule:
     changed = False
     for node in [n for n in gm.graph.nodes if n.target in VIEWS]:
         value = node.meta["val"]
-        if _real_strides(node.args[0].meta["val"], value) in (None, _known(value.stride())):
+        if _real_strides(node.args[0].meta["val"], value) in (None, known(value.stride())):
             continue
         sizes = ([emit.argument(s) for s in sizes] for sizes in (value.shape, value.stride()))
         with gm.graph.inserting_after(node):
@@ -43,12 +49,91 @@ def keep_strides(gm: fx.GraphModule) -> fx.GraphModule:
     return gm
 
 
+class Promised:
+    """The strides of a graph's results, for the program that is made of it.
+
+    They are put right on what the program returns, not in it: ``as_strided`` is a kernel in a graph
+    of GE, and what a target makes of a view is its own affair. It costs no device time, and keeps
+    the memory, so what shares memory with an input still does. Strides of dims with more than one
+    element are the program's business: others would take a copy.
+
+    Args:
+        gm: the graph as it was traced. Only what it says now is kept.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.places: dict[sympy.Symbol, tuple[int, Callable[[Any], int]]] = {}
+        for i, node in enumerate(gm.graph.find_nodes(op="placeholder")):
+            for size, read in _sizes(node.meta.get("val")):
+                if isinstance(size, sympy.Symbol):
+                    self.places.setdefault(size, (i, read))
+        results: Any = gm.graph.output_node().args[0]
+        self.strides: dict[int, tuple[Size, ...]] = {}
+        for i, x in enumerate(results):
+            value = x.meta.get("val") if isinstance(x, fx.Node) else None
+            if not isinstance(value, torch.Tensor) or not {0, 1} & set(as_shape(value.shape)):
+                continue
+            strides = as_shape(value.stride())
+            # A symbol that no input has is only known while the program runs.
+            if all(s in self.places for s in _symbols(strides)):
+                self.strides[i] = strides
+        used = {s for strides in self.strides.values() for s in _symbols(strides)}
+        self.places = {s: place for s, place in self.places.items() if s in used}
+        self._numbers = lru_cache(maxsize=256)(self._evaluate)
+
+    def kept_by(
+        self, run: Callable[[list[Any]], Sequence[Any]]
+    ) -> Callable[[list[Any]], Sequence[Any]]:
+        """`run` of the program, with these strides."""
+        if not self.strides:
+            return run
+        places = tuple(self.places.values())
+
+        def call(args: list[Any]) -> Sequence[Any]:
+            wanted = self._numbers(*(read(args[i]) for i, read in places))
+            out = list(run(args))
+            for i, strides in wanted:
+                if out[i].stride() != strides:
+                    out[i] = _restrided(out[i], strides)
+            return out
+
+        return call
+
+    def _evaluate(self, *sizes: int) -> list[tuple[int, tuple[int, ...]]]:
+        values = {s: sympy.Integer(n) for s, n in zip(self.places, sizes, strict=True)}
+        return [
+            (i, tuple(s if isinstance(s, int) else int(s.xreplace(values)) for s in strides))
+            for i, strides in self.strides.items()
+        ]
+
+
+def _sizes(value: Any) -> list[tuple[Size, Callable[[Any], int]]]:
+    """The sizes and strides that an input has or is, and how to read each off the real one."""
+    if isinstance(value, torch.SymInt):
+        return [(as_size(value), int)]
+    if not isinstance(value, torch.Tensor):
+        return []
+    return [
+        *((n, lambda x, d=d: x.shape[d]) for d, n in enumerate(as_shape(value.shape))),
+        *((n, lambda x, d=d: x.stride(d)) for d, n in enumerate(as_shape(value.stride()))),
+    ]
+
+
+def _symbols(sizes: Sequence[Size]) -> set[sympy.Symbol]:
+    return {s for n in sizes if isinstance(n, sympy.Expr) for s in n.free_symbols}
+
+
+def _restrided(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    lies = all(n <= 1 or a == b for n, a, b in zip(x.shape, x.stride(), strides, strict=True))
+    return x.as_strided(x.shape, strides) if lies else x
+
+
 def _real_strides(source: torch.Tensor, view: torch.Tensor) -> tuple[int, ...] | None:
     """Strides of the view of a tensor without numbers; None if its sizes are not known."""
-    known = [_known(x) for x in (source.shape, source.stride(), view.shape)]
-    if None in known:
+    numbers = [known(x) for x in (source.shape, source.stride(), view.shape)]
+    if None in numbers:
         return None
-    shape, strides, new = known
+    shape, strides, new = numbers
     with compiled_kernels():
         try:
             return torch.empty_strided(shape, strides, device="meta").view(new).stride()  # type: ignore[arg-type]
@@ -56,7 +141,7 @@ def _real_strides(source: torch.Tensor, view: torch.Tensor) -> tuple[int, ...] |
             return None  # the op itself will say so
 
 
-def _known(sizes: Any) -> tuple[int, ...] | None:
-    """Sizes as numbers: those of this call, where they are symbols."""
+def known(sizes: Any) -> tuple[int, ...] | None:
+    """Sizes as numbers: those of this call, where they are symbols; None if some are not known."""
     hints = [s.node.hint if isinstance(s, torch.SymInt) else s for s in sizes]
     return None if None in hints else tuple(map(int, hints))

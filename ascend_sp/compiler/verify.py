@@ -6,16 +6,16 @@ import sympy
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import (
+from ascend_sp.graph._pytorch import (
     HigherOrderOperator,
     OpOverload,
     statically_known_true,
     tree_leaves,
 )
-from ascend_sp.passes.context import PassContext, source_line
-from ascend_sp.passes.emitter import Emitter, same_strides
-from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, PLACEMENTS, local_shape
-from ascend_sp.passes.sizes import Size, as_shape, same_shape
+from ascend_sp.graph.context import PassContext, source_line
+from ascend_sp.graph.emitter import Emitter, same_strides
+from ascend_sp.graph.layout import GLOBAL_SHAPES, PLACEMENTS, local_shape
+from ascend_sp.graph.sizes import Size, as_shape, same_shape
 from ascend_sp.runtime.errors import VerificationError
 
 
@@ -33,16 +33,21 @@ def verify(gm: fx.GraphModule, ctx: PassContext, pass_name: str) -> None:
     except (RuntimeError, AssertionError) as e:
         raise VerificationError(f"after {pass_name}: the graph is not well formed: {e}") from e
     emit = Emitter(gm, "verify")
-    before: dict[fx.Node, _Seen] = ctx.analysis.setdefault("verified", {})
+    seen = ctx.results.get(_Verified) or _Verified()
+    ctx.results.put(seen)
     for node in gm.graph.nodes:
         # Higher-order ops hold graphs of their own, and run on whole operands.
         if node.op == "call_function" and not isinstance(node.target, HigherOrderOperator):
             # A node on which nothing has changed since the last pass needs no second look.
             now = _Seen(node)
-            if before.get(node) != now:
+            if seen.get(node) != now:
                 _check_value(emit, node, pass_name)
-                before[node] = now
+                seen[node] = now
         _check_placement(node, ctx.topology.size, pass_name)
+
+
+class _Verified(dict[fx.Node, "_Seen"]):
+    """What each node was like when it was checked last."""
 
 
 class _Seen:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ascend_sp.passes.context import PassContext, constant, source_line
+from ascend_sp.graph.context import PassContext, constant, source_line
 from ascend_sp.passes.npu.calls import capture_npu_attention
 from ascend_sp.runtime.errors import AscendSPError
 from ascend_sp.runtime.ops import attention as attention_op

@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.cost.estimate import Estimator, shape_of
+from ascend_sp.graph.attention import Attention
+from ascend_sp.graph.context import NoteKind, PassContext
+from ascend_sp.graph.cost.estimate import Estimator, shape_of
+from ascend_sp.graph.layout import INPUTS
 from ascend_sp.passes.overlap.scheduler import Task, schedule, simulate
 from ascend_sp.passes.overlap.strategies import (
     MOST_GROUPS,
@@ -26,11 +28,8 @@ from ascend_sp.passes.overlap.strategies import (
     refusal,
 )
 from ascend_sp.passes.overlap.tasks import Behind, add_tasks, neutral_seconds
-from ascend_sp.passes.sharding.layout import INPUTS
-from ascend_sp.runtime.ops import attention_arguments, split_attention
+from ascend_sp.runtime.ops import split_attention
 
-CHOICES = "strategies"
-"""Key of ``ctx.analysis``: a list of `Choice`."""
 WORTH = 0.002
 """Share of a step that another strategy must save, by estimate, before it replaces `separate`."""
 
@@ -52,7 +51,6 @@ class Choice:
         return asdict(self) | {
             "n": len(self.nodes),
             "strategy": str(self.strategy),
-            "text": str(self),
         }
 
     def __str__(self) -> str:
@@ -74,7 +72,6 @@ def choose_strategy(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     chosen: dict[fx.Node, Strategy] = dict.fromkeys(
         (n for nodes in kinds.values() for n in nodes), SEPARATE
     )
-    choices = []
     for nodes in kinds.values():
         refused, candidates = _candidates(nodes[0], asked, ctx)
         estimates = {}
@@ -88,10 +85,13 @@ def choose_strategy(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             chosen[node] = node.meta[STRATEGY] = best
         named = {str(s): t for s, t in estimates.items()}
         names = tuple(n.name for n in nodes)
-        choices.append(Choice(names, best, named, refused, asked is not None))
+        ctx.results.add(Choice(names, best, named, refused, asked is not None))
         for name in refused if asked else ():
-            ctx.note("strategy", nodes[0], f"not {name}, as asked: {refused[name]}")
-    ctx.analysis[CHOICES] = choices
+            ctx.note(
+                NoteKind.STRATEGY,
+                nodes[0],
+                f"{name} was asked for, and is not possible: {refused[name]}",
+            )
     return gm
 
 
@@ -144,7 +144,7 @@ class _Template:
     ) -> None:
         self.node, self.behind, self.estimator = node, behind, estimator
         self.world, self.tasks = world, tasks
-        q, k, v, self.mask, causal, _, _ = attention_arguments(node).values()
+        q, k, v, self.mask, causal, _, _ = Attention.of(node)
         self.operands: list[fx.Node] = [q, k, v]
         self.causal = bool(causal)
         self.dtype = q.meta["val"].dtype

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import tree_leaves, tree_map
-from ascend_sp.passes.border import BORDER, Border
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import VIEWS, Emitter, same_strides
+from ascend_sp.graph._pytorch import tree_leaves, tree_map
+from ascend_sp.graph.border import Border
+from ascend_sp.graph.context import NoteKind, PassContext
+from ascend_sp.graph.emitter import VIEWS, Emitter, same_strides
 
 aten = torch.ops.aten
 
@@ -105,7 +105,7 @@ Parts = tuple[fx.Node, fx.Node]
 def decompose_complex(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Rewrite all complex arithmetic of `gm`; `border` says how to call the result."""
     if any(_is_complex(n) for n in gm.graph.nodes):
-        ctx.analysis[BORDER] = _Decomposition(gm, ctx).run()
+        ctx.results.put(_Decomposition(gm, ctx).run())
     return gm
 
 
@@ -114,6 +114,10 @@ def _is_complex(value: object) -> bool:
         return False
     leaves = tree_leaves(value.meta.get("val"))
     return any(isinstance(x, torch.Tensor) and x.is_complex() for x in leaves)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
 class _UnknownError(Exception):
@@ -135,6 +139,8 @@ class _Decomposition:
 
     def run(self) -> Border:
         nodes = list(self.gm.graph.nodes)
+        returned: Any = nodes[-1].args[0]
+        strides = [n.meta["val"].stride() if _is_tensor(n) else () for n in returned]
         placeholders = [n for n in nodes if n.op == "placeholder"]
         body = next(n for n in nodes if n.op != "placeholder")
         with self.emit.at(body):
@@ -142,7 +148,7 @@ class _Decomposition:
         outputs: tuple[int, ...] = ()
         for node in nodes:
             if node.op == "output":
-                outputs = self._output(node)
+                outputs = self._output(node, strides)
             elif node.op == "placeholder":
                 continue
             elif _is_complex(node) or not self.parts.keys().isdisjoint(node.all_input_nodes):
@@ -174,15 +180,19 @@ class _Decomposition:
         select = aten.select.int
         return self._call(select, pairs, -1, 0), self._call(select, pairs, -1, 1)
 
-    def _output(self, node: fx.Node) -> tuple[int, ...]:
+    def _output(self, node: fx.Node, strides: list[tuple[Any, ...]]) -> tuple[int, ...]:
+        """Results in the memory order of `strides`, complex ones as pairs; positions of those."""
         positions: list[int] = []
         returned: Any = node.args[0]
         values = list(returned)
-        for i, x in enumerate(values):
-            if x in self.parts:
-                with self.emit.at(node):
-                    values[i] = self._call(aten.stack.default, list(self.parts[x]), -1)
-                positions.append(i)
+        with self.emit.at(node):
+            for i, x in enumerate(values):
+                if x in self.parts:
+                    pairs = self._call(aten.stack.default, list(self.parts[x]), -1)
+                    values[i] = self.emit.restride(pairs, [*(2 * s for s in strides[i]), 1])
+                    positions.append(i)
+                elif x in self.moved:
+                    values[i] = self.emit.restride(x, strides[i])
         node.args = (type(returned)(values),)
         return tuple(positions)
 
@@ -208,7 +218,11 @@ class _Decomposition:
 
     def _keep(self, node: fx.Node) -> None:
         """Leave an op as it is, between complex tensors made for it."""
-        self.ctx.note("complex", node, "has no real form here and runs on complex tensors")
+        self.ctx.note(
+            NoteKind.COMPLEX,
+            node,
+            "cannot be rewritten in real numbers, and runs on complex tensors",
+        )
         with self.emit.at(node):
             whole = {
                 x: self._call(aten.complex.default, *self.parts[x])

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import OpOverload, decompositions, trace
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.sizes import product
+from ascend_sp.graph._pytorch import OpOverload, decompositions, trace
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.sizes import product
 
 aten = torch.ops.aten
 
@@ -28,8 +28,7 @@ def decompose_unsupported(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModul
             with emit.at(node):
                 new = _replacement(emit, node, ctx)
             if new is not None:
-                node.replace_all_uses_with(new)
-                gm.graph.erase_node(node)
+                emit.replace(node, new)
     return gm
 
 

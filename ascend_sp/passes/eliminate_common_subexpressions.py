@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ascend_sp.passes._pytorch import free_unbacked_symbols, fx_graph_cse, tree_leaves
-from ascend_sp.passes.context import PassContext, is_random
+from ascend_sp.graph._pytorch import free_unbacked_symbols, fx_graph_cse, tree_leaves
+from ascend_sp.graph.context import PassContext, is_random
 
 
 def eliminate_common_subexpressions(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:

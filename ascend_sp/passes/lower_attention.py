@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.sizes import divide
+from ascend_sp.graph.attention import Attention
+from ascend_sp.graph.context import NoteKind, PassContext
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.sizes import divide
 from ascend_sp.runtime.ops import attention as attention_op
-from ascend_sp.runtime.ops import attention_arguments
 
 aten = torch.ops.aten
 
@@ -25,53 +25,34 @@ def lower_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     emit = Emitter(gm, "lower_attention")
     spelled_out = ctx.attention == "math" or ctx.npu_graph
     for node in gm.graph.find_nodes(op="call_function", target=attention_op):
-        given = attention_arguments(node)
+        given = Attention.of(node)
         if spelled_out and ctx.attention == "sdpa":
             ctx.note(
-                "attention", node, "spelled out in matrix products: Ascend's graphs have no SDPA"
+                NoteKind.ATTENTION,
+                node,
+                "decomposed into matmuls: Ascend's graphs have no SDPA",
             )
-        ctx.runs_as(node, "matrix products" if spelled_out else "sdpa")
+        ctx.runs_as(node, "matmuls" if spelled_out else "sdpa")
         with emit.at(node):
-            new = _math(emit, **given) if spelled_out else _sdpa(emit, **given)
-            new = emit.restride(new, node.meta["val"].stride())
-        new.meta.update({k: v for k, v in node.meta.items() if k.startswith("ascend_sp")})
-        node.replace_all_uses_with(new)
-        gm.graph.erase_node(node)
+            emit.replace(node, _math(emit, given) if spelled_out else _sdpa(emit, given))
     return gm
 
 
-def _sdpa(
-    e: Emitter,
-    q: fx.Node,
-    k: fx.Node,
-    v: fx.Node,
-    attn_mask: fx.Node | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> fx.Node:
+def _sdpa(e: Emitter, a: Attention) -> fx.Node:
     return e.call(
         aten.scaled_dot_product_attention.default,
-        *(q, k, v, attn_mask, 0.0, is_causal),
-        scale=scale,
-        enable_gqa=enable_gqa,
+        *(a.q, a.k, a.v, a.attn_mask, 0.0, a.is_causal),
+        scale=a.scale,
+        enable_gqa=a.enable_gqa,
     )
 
 
-def _math(
-    e: Emitter,
-    q: fx.Node,
-    k: fx.Node,
-    v: fx.Node,
-    attn_mask: fx.Node | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> fx.Node:
+def _math(e: Emitter, a: Attention) -> fx.Node:
     """``softmax(q k^T * scale + mask) v`` as in PyTorch's `_scaled_dot_product_attention_math`.
 
     That is: the scale is shared between q and k, and half precision is computed in float32.
     """
+    q, k, v, attn_mask, is_causal, scale, enable_gqa = a
     dtype = q.meta["val"].dtype
     if dtype in (torch.float16, torch.bfloat16):
         q, k, v = (e.call(aten._to_copy.default, x, dtype=torch.float32) for x in (q, k, v))

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.cost.estimate import Estimator
 from ascend_sp.passes.overlap.memory import Memory
+from ascend_sp.passes.overlap.saving import saving
 from ascend_sp.passes.overlap.scheduler import WINDOW, schedule, simulate
 from ascend_sp.passes.overlap.tasks import (
     alike_on_all_ranks,
@@ -20,48 +22,56 @@ from ascend_sp.passes.overlap.tasks import (
     program,
     relink,
 )
-from ascend_sp.passes.overlap.timeline import TIMELINES, Timelines, timeline
+from ascend_sp.passes.overlap.timeline import Timelines, timeline
 
 
 def schedule_collectives(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Reorder the nodes of `gm`; what they compute stays the same."""
     given = list(gm.graph.nodes)
-    best, limited = _ordered(given, ctx) if ctx.overlap else (given, False)
+    neutral = ctx.estimator(fuses=False)
+    best, limited, step = _ordered(given, ctx, neutral)
+    ctx.results.put(saving(best, step, neutral))
     estimator = ctx.estimator()
     first = timeline(given, estimator, made=False, limited=False)
     relink(best)
     memory = Memory(given)
-    ctx.analysis[TIMELINES] = Timelines(
-        first,
-        timeline(best, estimator, made=ctx.overlap, limited=limited),
-        estimator.device.name,
-        memory.peak(given),
-        memory.peak(best),
-        ctx.memory_budget,
-        limited,
-        ctx.overlap,
+    ctx.results.put(
+        Timelines(
+            first,
+            timeline(best, estimator, made=ctx.overlap, limited=limited),
+            estimator.device.name,
+            memory.peak(given),
+            memory.peak(best),
+            ctx.memory_budget,
+            limited,
+            ctx.overlap,
+        )
     )
     return gm
 
 
-def _ordered(given: list[fx.Node], ctx: PassContext) -> tuple[list[fx.Node], bool]:
-    """The order that hides most within the budget, and whether the budget ruled out another.
+def _ordered(
+    given: list[fx.Node], ctx: PassContext, neutral: Estimator
+) -> tuple[list[fx.Node], bool, float]:
+    """The order that hides most within the budget, whether the budget ruled out another, its step.
 
     Every rank comes to the same: what it may not share with the others costs neither time nor
     memory here.
     """
-    neutral = ctx.estimator(fuses=False)
     p = program(given, neutral_seconds(neutral), neutral, ctx.fuses)
+    as_given = simulate(p.tasks, range(len(p.tasks))).makespan
+    if not ctx.overlap:
+        return given, False, as_given
     memory = Memory(given, alike_on_all_ranks)
     allowed = memory.peak(given) * (1 + ctx.memory_budget)
-    as_given = simulate(p.tasks, range(len(p.tasks))).makespan
     limited = False
     for window in (WINDOW, WINDOW // 8, 0):
         order = schedule(p.tasks, window)
-        if simulate(p.tasks, order).makespan > as_given:
+        step = simulate(p.tasks, order).makespan
+        if step > as_given:
             continue
         nodes = nodes_in(order, p)
         if memory.peak(nodes) <= allowed:
-            return nodes, limited
+            return nodes, limited, step
         limited = True
-    return given, limited
+    return given, limited, as_given

@@ -22,30 +22,28 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext, source_line
-from ascend_sp.passes.emitter import Emitter, as_shape_of
+from ascend_sp.graph import collectives
+from ascend_sp.graph.attention import Attention
+from ascend_sp.graph.context import PassContext, source_line
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.layout import INPUTS, Sequence
+from ascend_sp.graph.origin import ULYSSES
+from ascend_sp.graph.sizes import Size, ceil_div, divide, equal
 from ascend_sp.passes.overlap.strategies import SEPARATE, STRATEGY, Strategy
-from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, INPUTS, PLACEMENTS, Sequence
 from ascend_sp.passes.sharding.redistribute import by_rank, in_order
-from ascend_sp.passes.sizes import Size, ceil_div, divide, equal
-from ascend_sp.runtime import collectives
-from ascend_sp.runtime.ops import attention, attention_arguments, split_attention
+from ascend_sp.runtime.ops import attention, split_attention
 from ascend_sp.runtime.topology import Topology
 
 aten = torch.ops.aten
 
-EXCHANGES = "exchanges"
-"""Key of ``ctx.analysis``: a list of `Exchange`."""
-
 
 def ulysses(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Expand every `split_attention`."""
-    emit = Emitter(gm, "ulysses")
+    emit = Emitter(gm, ULYSSES)
     for node in gm.graph.find_nodes(op="call_function", target=split_attention):
         queries, keys, *_ = node.meta[INPUTS]
         strategy = node.meta.get(STRATEGY, SEPARATE)
-        exchange = Exchange.of(node, queries.seq, keys.seq, strategy)
-        ctx.analysis.setdefault(EXCHANGES, []).append(exchange)
+        ctx.results.add(Exchange.of(node, queries.seq, keys.seq, strategy))
         Expansion(emit, node, queries.seq, keys.seq, ctx.topology, strategy).run()
     return gm
 
@@ -71,12 +69,12 @@ class Exchange:
     @staticmethod
     def of(node: fx.Node, queries: Sequence, keys: Sequence, strategy: Strategy) -> Exchange:
         """The facts of a `split_attention`."""
-        q, k, _, mask, causal, *_ = attention_arguments(node).values()
-        batch, heads, _, width = map(str, as_shape_of(q))
-        shape = str(list(as_shape_of(mask))) if mask is not None else "no"
+        a = Attention.of(node)
+        batch, heads, _, width = map(str, as_shape_of(a.q))
+        shape = str(list(as_shape_of(a.attn_mask))) if a.attn_mask is not None else "no"
         return Exchange(
-            *(node.name, batch, heads, str(as_shape_of(k)[1]), width, str(queries), str(keys)),
-            *(shape, bool(causal), str(strategy), source_line(node)),
+            *(node.name, batch, heads, str(as_shape_of(a.k)[1]), width, str(queries), str(keys)),
+            *(shape, bool(a.is_causal), str(strategy), source_line(node)),
         )
 
 
@@ -94,7 +92,7 @@ class Expansion:
     def run(self) -> None:
         """Replace the node."""
         e, p = self.e, self.topology.size
-        q, k, v, mask, causal, scale, gqa = attention_arguments(self.node).values()
+        q, k, v, mask, causal, scale, gqa = Attention.of(self.node)
         heads, *shared_by = (as_shape_of(x)[1] for x in (q, k, v))
         # Grouped, or one head that is broadcast.
         shared = not all(equal(n, heads) for n in shared_by)
@@ -118,12 +116,7 @@ class Expansion:
                 hides = self._of_group(mask, group) if mask is not None else None
                 outs.append(e.call(attention, *rows, hides, causal, scale, gqa))
             backs = [self._return(out, ordered_queries) for out in outs]
-            result = self._unpack(backs, outs, heads)
-            result = e.restride(result, self.node.meta["val"].stride())
-        result.meta[PLACEMENTS] = self.node.meta[PLACEMENTS]
-        result.meta[GLOBAL_SHAPES] = self.node.meta[GLOBAL_SHAPES]
-        self.node.replace_all_uses_with(result)
-        e.graph.erase_node(self.node)
+            e.replace(self.node, self._unpack(backs, outs, heads))
 
     def _repeat_heads(self, x: fx.Node, heads: Size) -> fx.Node:
         """``[B, G, c, D] -> [B, H, c, D]``: each head of keys once for each of its query heads."""
@@ -131,7 +124,7 @@ class Expansion:
         assert times is not None  # PyTorch checks it when the model is traced
         if times == 1:
             return x
-        with self.e.at(_next(x), origin=self.node):
+        with self.e.after(x, origin=self.node):
             return self.e.repeat_each(x, times, 1)
 
     def _send(self, xs: tuple[fx.Node, ...]) -> list[list[fx.Node]]:
@@ -141,7 +134,7 @@ class Expansion:
                 return [[self._start(self.e.cat([self._by_owner(x) for x in xs], 3))]]
         started: list[list[fx.Node]] = [[] for _ in range(self.strategy.groups)]
         for x in xs:
-            with self.e.at(_next(x), origin=self.node):  # as soon as `x` exists
+            with self.e.after(x, origin=self.node):  # as soon as it exists
                 blocks = self._by_owner(x)
                 for group, starts in enumerate(started):
                     starts.append(self._start(self._cut(blocks, 3, group)))
@@ -254,11 +247,3 @@ def _rows_before_padding(seq: Sequence, world: int) -> Size | None:
         return None
     missing = last[1] * world - last[0]
     return seq.local(world) * world - missing if missing <= last[1] else None
-
-
-def _next(x: fx.Node) -> fx.Node:
-    """The first place after `x`, but behind the inputs."""
-    node = x.next
-    while node.op == "placeholder":
-        node = node.next
-    return node

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.cost.estimate import is_free, is_fusible
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.sharding.layout import GLOBAL_SHAPES, PLACEMENTS
-from ascend_sp.passes.sizes import has_unbacked
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.cost.estimate import is_free, is_fusible
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.layout import GLOBAL_SHAPES, PLACEMENTS
+from ascend_sp.graph.sizes import has_unbacked
 
 aten = torch.ops.aten
 
@@ -38,10 +38,9 @@ def unfuse_bias(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             rows = emit.call(aten.unsqueeze.default, product, 0)
             added = emit.call(aten.add.Tensor, rows, bias)
             new = emit.call(aten.squeeze.dim, added, 0)
-        for made in (product, new):
-            made.meta |= {k: node.meta[k] for k in (PLACEMENTS, GLOBAL_SHAPES) if k in node.meta}
-        node.replace_all_uses_with(new)
-        gm.graph.erase_node(node)
+        # The product has the rows of the result.
+        product.meta |= {k: node.meta[k] for k in (PLACEMENTS, GLOBAL_SHAPES) if k in node.meta}
+        emit.replace(node, new)
     return gm
 
 

@@ -34,11 +34,11 @@ class UnshardedError(AscendSPError):
 
 
 class LoweringError(AscendSPError):
-    """A lowering target turned out not to take a graph."""
+    """A lowering target cannot take a graph."""
 
 
 class CollectiveError(AscendSPError):
-    """A compiled graph failed while it ran on several ranks: in a collective, or nobody knows."""
+    """A compiled graph failed while it ran on several ranks: in a collective, or place unknown."""
 
 
 class OpError(AscendSPError):

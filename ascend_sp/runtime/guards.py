@@ -53,14 +53,15 @@ COMPILE = Step(
     "They died, or still run an earlier graph because their inputs differ: all ranks must call the "
     "model with the same shapes and dtypes.",
     " (option check_timeout)",
-    "\nA model that only some ranks have called before can differ too: by tables that it makes "
-    "once, or by sizes that Dynamo has seen change (torch.compiler.reset() forgets those).",
+    "\nPrograms also differ if only some ranks have called the model before: models may build "
+    "tables in their first call, and Dynamo remembers which sizes changed (torch.compiler.reset() "
+    "clears that).",
     frozenset({"inputs", "operations", "program"}),
 )
 ORDER = Step(
     "has compiled its graph",
-    "have compiled one program into different collectives. This is a fault of ascend_sp: please "
-    "report it, with what ASCEND_SP_DUMP_DIR writes",
+    "have compiled one program into different collectives. This is a bug in ascend_sp: please "
+    "report it, with the dump folder (ASCEND_SP_DUMP_DIR)",
     "They died, or failed to compile.",
     " (option check_timeout)",
 )
@@ -106,7 +107,7 @@ def exchange(
         # Who comes later must not take it for granted that this rank goes on.
         store.set(keys[topology.rank], GAVE_UP)
         late = f"did not within {timeout:g} s{step.setting}. {step.missing}"
-        early = "did so earlier and waited in vain: this rank came too late."
+        early = "did so earlier and timed out: this rank came too late."
         text = (
             f"rank {topology.ranks[topology.rank]} {step.doing} {n}, and rank(s) "
             f"{[topology.ranks[r] for r in missing or gone]} {late if missing else early}{more}"
@@ -232,7 +233,7 @@ def _differences(each: list[dict[str, Any]], topology: Topology) -> list[str]:
             skip = next((i for i, row in rows if any(x != row[0] for x in row)), shortest)
             facts = [f[skip : skip + 3] for f in facts]
         values = by_value(topology, [json.dumps(f) for f in facts])
-        where = f" behind the first {skip}" if skip else ""
+        where = f" after the first {skip}" if skip else ""
         if len(values) > 1:
             out += [f"  {name}{where} on rank(s) {r}: {v[:600]}" for v, r in values.items()]
     return out

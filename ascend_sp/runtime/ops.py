@@ -1,20 +1,26 @@
-"""Attention as one opaque op, from capture until lowering.
+"""Ops that stand in programs beside the model's own: attention and functional collectives.
 
-After AOTAutograd, `F.scaled_dot_product_attention` would be a kernel of one device, with that
-kernel's own layout and outputs. The opaque op keeps the call as the user made it.
+Attention is one opaque op from capture until lowering. After AOTAutograd,
+`F.scaled_dot_product_attention` would be a kernel of one device, with that kernel's own layout and
+outputs. The opaque op keeps the call as the user made it.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 
 from ascend_sp.runtime.npu import DEVICE
 
 NAMESPACE = "ascend_sp"
+
+_c10d = torch.ops._c10d_functional
+ALL_TO_ALL = _c10d.all_to_all_single.default
+ALL_GATHER = _c10d.all_gather_into_tensor.default
+ALL_REDUCE = _c10d.all_reduce.default
+WAIT = _c10d.wait_tensor.default
+STARTS = (ALL_TO_ALL, ALL_GATHER, ALL_REDUCE)
 
 
 def _sdpa(
@@ -94,12 +100,3 @@ split_attention = torch.ops.ascend_sp.split_attention.default
 It has a shape but no implementation, so that a program in which it is left over cannot run. The
 mask is whole, ``[..., S, T]``.
 """
-
-
-def attention_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an `attention` or `split_attention` node by name, defaults included."""
-    given: dict[str, Any] = {}
-    for i, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        by_name = node.kwargs.get(a.name, a.default_value)
-        given[a.name] = node.args[i] if i < len(node.args) else by_name
-    return given

@@ -171,7 +171,9 @@ def told(topology: Topology, found: dict[int, Failure]) -> None:
 
 def words(found: dict[int, Failure]) -> list[str]:
     """A line for each different word that ranks left."""
-    return [f"A rank left word: {w}" for w in dict.fromkeys(f.word for f in found.values()) if w]
+    return [
+        f"Reported by another rank: {w}" for w in dict.fromkeys(f.word for f in found.values()) if w
+    ]
 
 
 def _key(rank: int) -> str:

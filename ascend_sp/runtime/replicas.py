@@ -35,7 +35,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STEP = guards.Step(
     "compares the inputs of a run",
     "do not have the same inputs",
-    "They died, or did not come to this run: all ranks must call the model equally often.",
+    "They died, or did not start this run: all ranks must call the model the same number of times.",
     " (option check_timeout)",
 )
 
@@ -102,7 +102,7 @@ def compare(
     if len(set(words)) == 1:
         return
     # All ranks have seen that, so all of them come here, and tell which.
-    details = guards.Step.named("tells which inputs it has")
+    details = guards.Step.named("reports its inputs")
     each = [json.loads(w) for w in guards.exchange(topology, json.dumps(rows), timeout, details)]
     text = _report(topology, name, each)
     raise RankMismatchError(text + guards.agreeing_groups(topology, words))
@@ -136,10 +136,10 @@ def _report(topology: Topology, name: str, each: list[list[list[Any]]]) -> str:
         )
     return "\n".join(
         [
-            f"the ranks of group {topology.group_name!r} {STEP.differing} for {name}, "
+            f"the ranks of group {topology.group_name!r} {STEP.differing} for {name}: "
             f"{len(different)} of {len(names)} differ (hashes of values):",
             *lines,
-            "check_inputs='off' (ASCEND_SP_CHECK_INPUTS=off) leaves this check out.",
+            "check_inputs='off' (ASCEND_SP_CHECK_INPUTS=off) switches this check off.",
         ]
     )
 

@@ -84,7 +84,7 @@ def _unknown(program: Program) -> str:
     if not starts:
         return "The graph has no collectives."
     return (
-        f"Which of its {len(starts)} collectives it was in, if any, is not known here. "
+        f"It is not known which of its {len(starts)} collectives it was in, if any. "
         f"The first is {starts[0]}; the last {starts[-1]}."
     )
 
@@ -115,15 +115,17 @@ def _tell(topology: Topology, at: At, where: Where, error: str, words: list[str]
     lines = []
     for r, f in differ.items():
         if f.at != at:
-            lines.append(f"Rank {r} stopped in {f.name}, run {f.number}: another one.")
+            lines.append(f"Rank {r} stopped in {f.name}, run {f.number}, not in this one.")
         else:
-            lines.append(f"Rank {r} stopped in the same run. {f.where or 'Where is unknown.'}")
+            lines.append(f"Rank {r} stopped in the same run. {f.where or 'It is not known where.'}")
     silent = [r for r in others if r not in found]
     if silent and where.itself:
-        lines.append(f"Rank(s) {silent} did not say that they stopped: they may wait for this one.")
+        lines.append(
+            f"Rank(s) {silent} did not report a failure: they may be waiting for this rank."
+        )
     elif silent:
         lines.append(
-            f"Rank(s) {silent} did not say that they stopped: they died, stall, or took another "
+            f"Rank(s) {silent} did not report a failure: they died, are stuck, or took another "
             "path. Look at their output first."
         )
     elif not differ:
@@ -131,7 +133,7 @@ def _tell(topology: Topology, at: At, where: Where, error: str, words: list[str]
     if not where.itself:
         words += peers.words(differ if where.text else found)
         if not words:
-            lines.append("No rank left word why.")
+            lines.append("No rank reported a cause.")
     return "\n".join(lines)
 
 
@@ -140,7 +142,7 @@ def _all_alike(where: Where) -> str:
         return "All other ranks stopped at the same place: the network between them failed."
     if where.itself:
         return "All other ranks stopped there, too: it is an error of this op, not of the network."
-    return "All other ranks stopped in the same run; whether an op or the network, is not known."
+    return "All other ranks stopped in the same run; an op or the network failed."
 
 
 def _bounded(ask: Callable[[], str]) -> str:
@@ -152,7 +154,7 @@ def _bounded(ask: Callable[[], str]) -> str:
             found.append(ask())
         except Exception as e:  # each kind of store has its own errors
             found.append(
-                f"Who is missing is not known, since the group's key-value store failed too: {e}. "
+                f"Missing ranks cannot be named: the group's key-value store failed too: {e}. "
                 "The process that held it (rank 0, or torchrun's agent) has probably died."
             )
 
@@ -163,7 +165,7 @@ def _bounded(ask: Callable[[], str]) -> str:
         found[0]
         if found
         else (
-            "Who is missing is not known, since the group's key-value store does not answer. The "
+            "Missing ranks cannot be named: the group's key-value store does not answer. The "
             "process that holds it (rank 0, or torchrun's agent) has stopped or cannot be reached."
         )
     )

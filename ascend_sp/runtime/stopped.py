@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from torch import fx
 
-from ascend_sp.runtime.collectives import WAIT
+from ascend_sp.runtime.ops import WAIT
 
 Calls: TypeAlias = "Sequence[tuple[str, str]]"
 """Starts and waits of a program in order: name of the op, and which collective in words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ascend_sp.runtime.errors import TopologyError
 from ascend_sp.runtime.npu import DEVICE
+from ascend_sp.runtime.unsplit import Unsplit
 
 MESH_DIM = "sp"
 _meshes: dict[tuple[str, int, int], DeviceMesh] = {}
@@ -33,18 +35,24 @@ SINGLE = Topology()
 
 
 def resolve(
-    degree: int | None, mesh: DeviceMesh | None, device_type: str, enabled: bool = True
+    degree: int | None,
+    mesh: DeviceMesh | None,
+    device_type: str,
+    enabled: bool = True,
+    strict: bool = False,
 ) -> Topology:
-    """The topology for one compile.
+    """The topology for one compile; warns if a launcher started several processes, and no group.
 
     Args:
         degree: ranks that share a sequence; None takes all ranks. Must divide the world size.
         mesh: a 1-D DeviceMesh, or one with a dim named ``"sp"``; excludes `degree`.
         device_type: where the collectives run: ``"cpu"``, ``"cuda"`` or ``"npu"``.
         enabled: False gives P = 1 whatever the rest says.
+        strict: raise that warning.
 
     Raises:
         TopologyError: the mesh or the degree does not fit; the message says what would.
+        UnshardedError: `strict`, and the processes have no group.
     """
     if not enabled:
         return SINGLE
@@ -57,6 +65,8 @@ def resolve(
                 "and call torch.distributed.init_process_group before the first call, or leave "
                 "degree unset to compile for one rank."
             )
+        if degree is None:
+            _no_group(strict)
         return SINGLE
     world = dist.get_world_size()
     degree = world if degree is None else degree
@@ -86,8 +96,8 @@ def sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
     """
     if not isinstance(mesh, DeviceMesh):
         raise TopologyError(
-            f"mesh must be a torch DeviceMesh, not {type(mesh).__name__}. Of a ProcessGroup, "
-            "DeviceMesh.from_group(group, device_type) makes one."
+            f"mesh must be a torch DeviceMesh, not {type(mesh).__name__}. For a ProcessGroup, "
+            "pass DeviceMesh.from_group(group, device_type)."
         )
     if mesh.ndim == 1:
         return mesh
@@ -123,6 +133,23 @@ def _of_group(group: dist.ProcessGroup, device_type: str) -> Topology:
         group_name=group.group_name,
         ranks=tuple(dist.get_process_group_ranks(group)),
     )
+
+
+def _no_group(strict: bool) -> None:
+    """Tell of a launcher's processes that are not joined, so that each works alone."""
+    launched = os.environ.get("WORLD_SIZE", "")
+    if not launched.isdecimal() or int(launched) <= 1:
+        return
+    Unsplit(
+        ["no process group"],
+        f"nothing is split: WORLD_SIZE={launched} says that this is one of {launched} processes, "
+        "but there is no process group, so each works alone on all of it. Call "
+        "torch.distributed.init_process_group before the first call of the model (and before "
+        "parallelize_text_encoder); what is compiled already stays as it is until "
+        "torch.compiler.reset().",
+        "If each process is to work alone, compile with degree=1 (ASCEND_SP_DEGREE=1), and nothing "
+        "is said of it.",
+    ).tell(error=strict)
 
 
 def _npu_group(group: dist.ProcessGroup) -> dist.ProcessGroup:

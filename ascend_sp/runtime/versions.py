@@ -92,8 +92,8 @@ def check_torch(version: str | None = None) -> None:
         )
     if number > NEWEST:
         warnings.warn(
-            f"ascend_sp is tested with torch {tested}, and this is torch {found}. It stands on "
-            "private parts of PyTorch, which may have moved. If something fails, try one of those.",
+            f"ascend_sp is tested with torch {tested}, and this is torch {found}. It uses private "
+            "parts of PyTorch, which may have changed. If something fails, try one of those.",
             stacklevel=3,
         )
 

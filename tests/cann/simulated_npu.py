@@ -12,21 +12,14 @@ from datetime import timedelta
 from tempfile import TemporaryDirectory
 from typing import Any
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+import cannsim
 
-
-def require() -> None:
-    """Skip the test module unless the simulator is built; else install it."""
-    import pytest
-
-    if "CANNSIM_LIB_DIR" not in os.environ:
-        pytest.skip(
-            "no simulated CANN: set CANNSIM_LIB_DIR, see tests/cann/README.md",
-            allow_module_level=True,
-        )
-    import cannsim
-
+# Before anything imports torch_npu: in the process of the tests, and in each spawned rank, which
+# imports this module first.
+if "CANNSIM_LIB_DIR" in os.environ:
     cannsim.install()
+
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def _main(
@@ -41,9 +34,6 @@ def _main(
 ) -> None:
     os.environ.update(env)
     try:
-        import cannsim
-
-        cannsim.install()
         import torch
         import torch.distributed as dist
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import simulated_npu
-
-simulated_npu.require()
-
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from cannsim.attention import IllegalCallError  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+import torch.nn.functional as F
+from cannsim.attention import IllegalCallError
+from torch import Tensor
 
 B, N, S, T, D = 2, 4, 6, 10, 16
 SCALE = D**-0.5

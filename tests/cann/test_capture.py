@@ -5,16 +5,13 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
+import cannsim
+import programs
 import pytest
 import simulated_npu
-
-simulated_npu.require()
-
-import cannsim  # noqa: E402
-import programs  # noqa: E402
-import torch  # noqa: E402
-from cannsim import trace as tracing  # noqa: E402
-from cannsim.trace import Op, Region, Trace  # noqa: E402
+import torch
+from cannsim import trace as tracing
+from cannsim.trace import Op, Region, Trace
 
 
 def _graph(fn: Any) -> Any:

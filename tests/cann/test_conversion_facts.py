@@ -13,20 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import cannsim
+import programs
 import pytest
 import simulated_npu
-
-simulated_npu.require()
-
-import cannsim  # noqa: E402
-import programs  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-import torchair  # noqa: E402
-from torch import Tensor, fx  # noqa: E402
-from torch._functorch.aot_autograd import aot_export_joint_simple  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-from torchair.configs.compiler_config import CompilerConfig  # noqa: E402
+import torch
+import torch.nn.functional as F
+import torchair
+from torch import Tensor, fx
+from torch._functorch.aot_autograd import aot_export_joint_simple
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchair.configs.compiler_config import CompilerConfig
 
 npu = torch.ops.npu
 

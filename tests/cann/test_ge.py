@@ -6,19 +6,16 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import cannsim
 import pytest
 import simulated_npu
-
-simulated_npu.require()
-
-import cannsim  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-import torchair  # noqa: E402
-from cannsim.ge.registry import KERNELS, Call, GeError  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torchair._ge_concrete_graph.ge_ir_pb2 import ModelDef  # noqa: E402
-from torchair.configs.compiler_config import CompilerConfig  # noqa: E402
+import torch
+import torch.nn.functional as F
+import torchair
+from cannsim.ge.registry import KERNELS, Call, GeError
+from torch import Tensor
+from torchair._ge_concrete_graph.ge_ir_pb2 import ModelDef
+from torchair.configs.compiler_config import CompilerConfig
 
 npu = torch.ops.npu
 

@@ -6,11 +6,8 @@ import time
 from typing import Any
 
 import simulated_npu
-
-simulated_npu.require()
-
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
+import torch
+import torch.distributed as dist
 
 
 def _collectives(rank: int, world: int) -> None:

@@ -8,16 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import build
+import cannsim
 import pytest
 import simulated_npu
-
-simulated_npu.require()
-
-import build  # noqa: E402
-import cannsim  # noqa: E402
-import torch  # noqa: E402
-import torch_npu  # noqa: E402
-from cannsim import library, memory  # noqa: E402
+import torch
+import torch_npu
+from cannsim import library, memory
 
 
 def test_round_trips_keep_values_and_strides() -> None:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES, compile_aten
 from ascend_sp.compiler.targets import TARGETS
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
 from simulator import Captured, capture
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cannsim import quantised
 from torch import Tensor
 
-from ascend_sp.passes.sharding.layout import REPLICATE
+from ascend_sp.graph.layout import REPLICATE
 from brute_force import Placed
 from rule_cases import Draw
 

@@ -8,21 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cannsim
+import pytest
 import simulated_npu
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-simulated_npu.require()
-
-import cannsim  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils._pytree import tree_map_only  # noqa: E402
-
-import attention_cases  # noqa: E402
-import models  # noqa: E402
-from ascend_sp.runtime.ops import attention  # noqa: E402
-from simulator import capture  # noqa: E402
+import attention_cases
+import models
+from ascend_sp.runtime.ops import attention
+from simulator import capture
 
 B, N, S, T, D = 2, 4, 9, 7, 16
 LAYOUTS = ("BSND", "BNSD", "BSH", "SBH")

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import simulated_npu
-
-simulated_npu.require()
-
-import cannsim  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from fusing import compiled  # noqa: E402
-from torch import Tensor  # noqa: E402
+import cannsim
+import pytest
+import torch
+import torch.nn.functional as F
+from fusing import compiled
+from torch import Tensor
 
 X, Y, WHOLE = torch.randn(4, 8), torch.randn(4, 8), torch.randint(1, 9, (4, 8))
 BATCH = torch.randn(2, 3, 4)

@@ -6,22 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cannsim
+import pytest
 import simulated_npu
+import torch
 
-simulated_npu.require()
-
-import cannsim  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-import attention_cases  # noqa: E402
-from ascend_sp.compiler.config import Config  # noqa: E402
-from ascend_sp.compiler.pipeline import PASSES, compile_aten  # noqa: E402
-from ascend_sp.passes.context import PassContext  # noqa: E402
-from ascend_sp.runtime.npu import Ascend, npu_op  # noqa: E402
-from ascend_sp.runtime.ops import attention  # noqa: E402
-from attention_cases import CASES  # noqa: E402
-from simulator import Captured, capture  # noqa: E402
+import attention_cases
+from ascend_sp.compiler.config import Config
+from ascend_sp.compiler.pipeline import PASSES, compile_aten
+from ascend_sp.graph.context import PassContext
+from ascend_sp.runtime.npu import Ascend, npu_op
+from ascend_sp.runtime.ops import attention
+from attention_cases import CASES
+from simulator import Captured, capture
 
 DTYPE = torch.float16
 V2 = "npu_fused_infer_attention_score_v2"

@@ -6,16 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import simulated_npu
-
-simulated_npu.require()
-
-import cannsim  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from diffusers.models.embeddings import apply_rotary_emb  # noqa: E402
-from fusing import compiled, fused, on_device  # noqa: E402
-from torch import Tensor  # noqa: E402
+import cannsim
+import pytest
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from fusing import compiled, fused, on_device
+from torch import Tensor
 
 ROTARY = "npu.npu_rotary_mul"
 B, S, N, D = 2, 6, 3, 8

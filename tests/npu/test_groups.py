@@ -6,13 +6,10 @@ import os
 from typing import Any
 
 import simulated_npu
+import torch.distributed as dist
 
-simulated_npu.require()
-
-import torch.distributed as dist  # noqa: E402
-
-from ascend_sp.runtime.errors import TopologyError  # noqa: E402
-from ascend_sp.runtime.topology import resolve  # noqa: E402
+from ascend_sp.runtime.errors import TopologyError
+from ascend_sp.runtime.topology import resolve
 
 
 def groups(rank: int, world: int, folder: str) -> dict[str, Any]:

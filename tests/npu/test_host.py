@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import simulated_npu
+import pytest
+import torch
+from torch import Tensor, nn
 
-simulated_npu.require()
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from ascend_sp.compiler.targets.host import split_host  # noqa: E402
+from ascend_sp.compiler.targets.host import split_host
 
 
 class Tables(nn.Module):

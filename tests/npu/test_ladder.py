@@ -5,14 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import pytest
 import simulated_npu
-
-simulated_npu.require()
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 class Attention(nn.Module):

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import simulated_npu
-
-simulated_npu.require()
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from reference import INPUTS, build, compute, first  # noqa: E402
-from torch.utils._pytree import tree_map_only  # noqa: E402
+import torch
+from reference import INPUTS, build, compute, first
+from torch.utils._pytree import tree_map_only
 
 MODES = ("npugraph_ex", "torchair")
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import simulated_npu
+import pytest
+import torch
+import torch.nn.functional as F
+from cannsim.npu_ops import REFERENCES
+from hypothesis import given, settings
+from quantised_cases import CASES as QUANTISED
+from quantised_cases import KERNELS as QUANTISED_KERNELS
+from torch import Tensor
 
-simulated_npu.require()
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from cannsim.npu_ops import REFERENCES  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from quantised_cases import CASES as QUANTISED  # noqa: E402
-from quantised_cases import KERNELS as QUANTISED_KERNELS  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from ascend_sp.passes.sharding.layout import Sequence, Shard  # noqa: E402
-from ascend_sp.passes.sharding.rules import Answer, Local, Unsupported  # noqa: E402
-from ascend_sp.passes.sharding.rules.base import BY_NAME  # noqa: E402
-from brute_force import Placed, check  # noqa: E402
-from rule_cases import Draw, Drawn, calls  # noqa: E402
+from ascend_sp.graph.layout import Sequence, Shard
+from ascend_sp.passes.sharding.rules import Answer, Local, Unsupported
+from ascend_sp.passes.sharding.rules.base import BY_NAME
+from brute_force import Placed, check
+from rule_cases import Draw, Drawn, calls
 
 npu: Any = torch.ops.npu
 NAMES = {name for name in BY_NAME if name.startswith("npu::")}

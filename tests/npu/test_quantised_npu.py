@@ -6,15 +6,12 @@ import warnings
 from collections import Counter
 from typing import Any
 
+import pytest
 import simulated_npu
-
-simulated_npu.require()
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from cannsim import quantised  # noqa: E402
-from cannsim.attention import IllegalCallError  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+from cannsim import quantised
+from cannsim.attention import IllegalCallError
+from torch import Tensor, nn
 
 HALF = torch.float16
 QUANTISED = ("npu_dynamic_quant", "npu_quant_matmul", "npu_weight_quant_batchmatmul")
@@ -76,7 +73,7 @@ def compiled(
 ) -> dict[str, Any]:
     import cannsim
 
-    from ascend_sp.passes.sharding.layout import PLACEMENTS, Shard
+    from ascend_sp.graph.layout import PLACEMENTS, Shard
 
     placed: Counter = Counter()
 

@@ -7,19 +7,15 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-import simulated_npu
+import pytest
+import torch
 
-simulated_npu.require()
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-import ascend_sp  # noqa: E402
-from ascend_sp.compiler.targets import _torch_npu  # noqa: E402
-from ascend_sp.passes._pytorch import has_kernel  # noqa: E402
-from ascend_sp.passes.npu.attention_ops import OPS  # noqa: E402
-from ascend_sp.passes.npu.attention_table import KERNELS  # noqa: E402
-from ascend_sp.runtime.npu import ascend, npu_op  # noqa: E402
+import ascend_sp
+from ascend_sp.compiler.targets import _torch_npu
+from ascend_sp.graph._pytorch import has_kernel
+from ascend_sp.graph.npu_names import OPS
+from ascend_sp.passes.npu.attention_table import KERNELS
+from ascend_sp.runtime.npu import ascend, npu_op
 
 
 def test_only_one_module_knows_torchair() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from ascend_sp.compiler._pytorch import profiling
-from ascend_sp.compiler.ranges import Interpreter, names
+from ascend_sp.compiler.report.ranges import Interpreter, names
 from ascend_sp.compiler.strides import keep_strides
 from ascend_sp.compiler.targets.base import Runnable, Target
 

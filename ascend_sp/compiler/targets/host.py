@@ -17,8 +17,8 @@ from torch import fx
 
 from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.targets.base import Runnable
-from ascend_sp.passes._pytorch import tree_leaves
-from ascend_sp.passes.emitter import Emitter
+from ascend_sp.graph._pytorch import tree_leaves
+from ascend_sp.graph.emitter import Emitter
 from ascend_sp.runtime.npu import DEVICE
 
 aten = torch.ops.aten
@@ -159,13 +159,6 @@ def _copy_crossings(gm: fx.GraphModule) -> None:
             if _on_host(x):
                 if x not in copies:
                     device = next(n.meta["val"].device for n in operands if not _on_host(n))
-                    with emit.at(_behind(x), origin=node):
+                    with emit.after(x, origin=node):
                         copies[x] = emit.call(aten._to_copy.default, x, device=device)
                 node.replace_input_with(x, copies[x])
-
-
-def _behind(node: fx.Node) -> fx.Node:
-    node = node.next
-    while node.op == "placeholder":
-        node = node.next
-    return node

@@ -9,7 +9,7 @@ from torch import fx
 
 from ascend_sp.compiler import _inductor
 from ascend_sp.compiler._pytorch import profiling
-from ascend_sp.compiler.ranges import Calls
+from ascend_sp.compiler.report.ranges import Calls
 from ascend_sp.compiler.targets.base import Runnable, Target
 
 

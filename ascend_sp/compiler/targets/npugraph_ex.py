@@ -16,10 +16,10 @@ from torch import fx
 from ascend_sp.compiler.targets import _torch_npu
 from ascend_sp.compiler.targets.base import Runnable, Target
 from ascend_sp.compiler.targets.host import split_host, stays_on_host
-from ascend_sp.passes._pytorch import OpOverload, free_unbacked_symbols, has_kernel, tree_leaves
-from ascend_sp.passes.context import is_random
-from ascend_sp.runtime.collectives import STARTS
+from ascend_sp.graph._pytorch import OpOverload, free_unbacked_symbols, has_kernel, tree_leaves
+from ascend_sp.graph.context import is_random
 from ascend_sp.runtime.npu import DEVICE, Ascend
+from ascend_sp.runtime.ops import STARTS
 
 OLDEST_CANN = "8.5.0"
 """torch_npu documents the backend from TorchNPU 7.3.0 on, which comes with this CANN."""

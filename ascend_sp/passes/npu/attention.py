@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.npu.attention_ops import OPS, UNLIMITED
+from ascend_sp.graph.attention import Attention
+from ascend_sp.graph.context import NoteKind, PassContext
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.npu_names import OPS, UNLIMITED
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.npu.attention_table import CAUSAL_MASK, Form, Kernel, choose
-from ascend_sp.passes.sizes import equal
 from ascend_sp.runtime.npu import npu_op
 from ascend_sp.runtime.ops import attention as attention_op
-from ascend_sp.runtime.ops import attention_arguments
 
 aten = torch.ops.aten
 BSND = (0, 2, 1, 3)
@@ -32,34 +32,32 @@ def fuse_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Replace the attentions that a fused op takes; the others stay, and the report says why."""
     emit = Emitter(gm, "fuse_attention")
     for node in gm.graph.find_nodes(op="call_function", target=attention_op):
-        given = attention_arguments(node)
-        shapes = [len(as_shape_of(given[x])) for x in ("q", "k", "v")]
+        given = Attention.of(node)
+        shapes = [len(as_shape_of(x)) for x in given[:3]]
         if shapes != [4, 4, 4]:
-            ctx.note("attention", node, f"not fused: {max(shapes)}-D operands; 4-D is fused")
+            ctx.note(NoteKind.ATTENTION, node, f"not fused: {max(shapes)}-D operands; 4-D is fused")
             continue
         kernel, reasons = choose(_form(given), ctx.ascend, lambda op: npu_op(op) is not None)
         why = "; ".join(reasons)
         if kernel is None:
-            ctx.note("attention", node, f"not fused, spelled out in matrix products: {why}")
+            ctx.note(NoteKind.ATTENTION, node, f"not fused, decomposed into matmuls: {why}")
             continue
         ctx.runs_as(node, kernel.op)
-        ctx.note("attention", node, f"runs as {kernel.op}" + (f" ({why})" if why else ""))
+        ctx.note(NoteKind.ATTENTION, node, f"runs as {kernel.op}" + (f" ({why})" if why else ""))
         with emit.at(node):
-            new = _emit(emit, kernel, given)
-        node.replace_all_uses_with(new)
-        gm.graph.erase_node(node)
+            emit.replace(node, _emit(emit, kernel, given))
     return gm
 
 
-def _form(given: dict[str, Any]) -> Form:
-    q, k, v = (as_shape_of(given[x]) for x in ("q", "k", "v"))
+def _form(given: Attention) -> Form:
+    q, k, v = (as_shape_of(x) for x in given[:3])
     (_, heads, queries, dim), (_, groups, keys, _) = q, k
-    mask = given["attn_mask"]
+    mask = given.attn_mask
     shape = as_shape_of(mask) if mask is not None else ()
     batches = [k[0], v[0], *(n for n in shape[:-3] if n != 1)]
-    grouped = equal(heads, groups) or given["enable_gqa"]
+    grouped = equal(heads, groups) or given.enable_gqa
     return Form(
-        dtype=given["q"].meta["val"].dtype,
+        dtype=given.q.meta["val"].dtype,
         heads=heads,
         groups=groups,
         queries=queries,
@@ -72,15 +70,15 @@ def _form(given: dict[str, Any]) -> Form:
     )
 
 
-def _emit(e: Emitter, kernel: Kernel, given: dict[str, Any]) -> fx.Node:
-    q, k, v = (e.permute(given[x], BSND) for x in ("q", "k", "v"))
+def _emit(e: Emitter, kernel: Kernel, given: Attention) -> fx.Node:
+    q, k, v = (e.permute(x, BSND) for x in given[:3])
     b, s, heads, dim = as_shape_of(q)
     groups, keys = as_shape_of(k)[2], as_shape_of(k)[1]
-    scale = given["scale"] if given["scale"] is not None else dim**-0.5
+    scale = given.scale if given.scale is not None else dim**-0.5
     mask, sparse, precise = None, 0, 0
-    if given["attn_mask"] is not None:
-        mask, precise = _mask(e, given["attn_mask"], (b, s, keys)), 2
-    elif given["is_causal"]:
+    if given.attn_mask is not None:
+        mask, precise = _mask(e, given.attn_mask, (b, s, keys)), 2
+    elif given.is_causal:
         # Rows count from the top left, as in PyTorch: sparse_mode 2, not 3. All see the first key.
         mask, sparse = _triangle(e, q), 2
     what = {"heads": heads, "groups": groups, "scale": scale, "sparse": sparse, "precise": precise}

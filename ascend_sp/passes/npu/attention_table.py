@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ascend_sp.passes.sizes import Size
+from ascend_sp.graph.sizes import Size
 from ascend_sp.runtime.npu import Ascend
 
 
@@ -72,15 +72,15 @@ _LONGEST = 20 * 1024 * 1024
 def _limits(kernel: Kernel, form: Form, ascend: Ascend) -> list[tuple[bool, str]]:
     aligned = isinstance(form.dim, int) and form.dim % 16 == 0
     lengths = [n for n in (form.queries, form.keys) if isinstance(n, int)]
-    have = ascend.cann or "a CANN that does not tell its version"
+    have = ascend.cann or "a CANN of unknown version"
     return [
         (not ascend.has_cann(kernel.needs), f"it needs CANN {kernel.needs}, and this is {have}"),
         (
             form.dtype not in kernel.takes,
             f"it takes float16 and bfloat16, not {str(form.dtype)[6:]}",
         ),
-        (form.dim != form.value_dim, f"values of {form.value_dim}, keys of {form.dim} channels"),
-        (not aligned, f"{form.dim} channels a head are no known multiple of 16"),
+        (form.dim != form.value_dim, f"values have {form.value_dim} channels, keys {form.dim}"),
+        (not aligned, f"{form.dim} channels a head are not known to be a multiple of 16"),
         (
             isinstance(form.dim, int) and form.dim > kernel.max_dim,
             f"{form.dim} channels a head are more than {kernel.max_dim}",
@@ -97,12 +97,12 @@ def _limits(kernel: Kernel, form: Form, ascend: Ascend) -> list[tuple[bool, str]
         ),
         (
             form.mask is not None and form.mask != torch.bool,
-            "a mask of numbers to add cannot be proved to be one of 0 and -inf only",
+            "an additive mask may hold other values than 0 and -inf",
         ),
         (form.mask_heads, "the mask differs between heads"),
         (
             form.mask is not None and not kernel.empty_rows,
-            "it is not defined for a query with every key masked out, and a mask may hold one",
+            "it is undefined for a query whose keys are all masked out, and the mask may have one",
         ),
         (form.broadcast, "operands are broadcast over the batch or the heads"),
     ]

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import tree_leaves
-from ascend_sp.passes.context import PassContext, constant, source_line
-from ascend_sp.passes.npu.attention_ops import OPS, UNLIMITED, Names
+from ascend_sp.graph._pytorch import tree_leaves
+from ascend_sp.graph.context import NoteKind, PassContext, constant, source_line
+from ascend_sp.graph.npu_names import OPS, UNLIMITED, Names
 from ascend_sp.runtime.errors import AscendSPError
 from ascend_sp.runtime.npu import npu_op
 from ascend_sp.runtime.ops import attention as attention_op
@@ -41,7 +41,7 @@ def capture_npu_attention(graph: fx.Graph, ctx: PassContext) -> None:
             for node in graph.find_nodes(op="call_function", target=target):
                 why = _capture(graph, node, npu_op(name), names)
                 if why:
-                    ctx.note("unsharded", node, f"attention not captured: {why}")
+                    ctx.note(NoteKind.UNSHARDED, node, f"attention not captured: {why}")
 
 
 def _capture(graph: fx.Graph, node: fx.Node, op: Any, names: Names) -> str | None:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, as_shape_of, cast_source, widened_source
-from ascend_sp.passes.sizes import same_shape
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter, as_shape_of, cast_source, widened_source
+from ascend_sp.graph.sizes import same_shape
 from ascend_sp.runtime.npu import npu_op
 
 aten = torch.ops.aten
@@ -53,9 +53,7 @@ def fuse_rms_norm(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
                 weight = _cast(emit, weight, x.meta["val"].dtype)
             both = emit.call(op, x, weight, found.eps)
             new = emit.call(operator.getitem, both, 0)
-            new = _cast(emit, new, found.result.meta["val"].dtype)
-            new = emit.restride(new, found.result.meta["val"].stride())
-        found.result.replace_all_uses_with(new)
+            emit.replace(found.result, _cast(emit, new, found.result.meta["val"].dtype))
     gm.graph.eliminate_dead_code()
     return gm
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import Emitter
 from ascend_sp.passes.decompose_unsupported import decomposed
-from ascend_sp.passes.emitter import Emitter
 from ascend_sp.runtime.npu import npu_op
 
 aten = torch.ops.aten
@@ -35,8 +35,7 @@ def respell_for_ge(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             with emit.at(node):
                 new = respell(emit, node, ctx)
             if new is not None:
-                node.replace_all_uses_with(new)
-                gm.graph.erase_node(node)
+                emit.replace(node, new)
     return gm
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import VIEWS, Emitter, as_shape_of, widened_source
-from ascend_sp.passes.sizes import equal
+from ascend_sp.graph.context import PassContext
+from ascend_sp.graph.emitter import VIEWS, Emitter, as_shape_of, widened_source
+from ascend_sp.graph.sizes import equal
 from ascend_sp.runtime.npu import npu_op
 
 aten = torch.ops.aten
@@ -43,9 +43,7 @@ def fuse_rotary(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
             if rows is None:
                 continue
             new = emit.call(op, rows, *tables, mode)
-            new = emit.view(new, as_shape_of(root))
-            new = emit.restride(new, root.meta["val"].stride())
-        root.replace_all_uses_with(new)
+            emit.replace(root, emit.view(new, as_shape_of(root)))
     gm.graph.eliminate_dead_code()
     return gm
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ascend_sp.passes.cost.estimate import Estimator, is_free
-from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.graph.cost.estimate import Estimator, is_free
+from ascend_sp.graph.origin import exchange_of
 from ascend_sp.passes.overlap.tasks import MOVES
-from ascend_sp.runtime.collectives import STARTS
+from ascend_sp.runtime.ops import STARTS
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Copies:
 
 
 def copies(nodes: Iterable[fx.Node], estimator: Estimator) -> dict[str, Copies]:
-    """By the attention (the origin of what `ulysses` made), the copies around its all-to-alls."""
+    """By the name of the attention, the copies around its all-to-alls."""
     found: dict[str, Copies] = defaultdict(Copies)
     nodes = list(nodes)
     packs: set[fx.Node] = set()  # what only a start is made of
@@ -35,21 +35,19 @@ def copies(nodes: Iterable[fx.Node], estimator: Estimator) -> dict[str, Copies]:
         if node.target in MOVES and node.users and all(_sends(u, packs) for u in node.users):
             packs.add(node)
     for node in nodes:
-        origin = node.meta.get(ORIGIN, "")
-        if node.target not in MOVES or not origin.startswith("ulysses("):
-            continue
-        if is_free(node):
+        attention = exchange_of(node)
+        if not attention or node.target not in MOVES or is_free(node):
             continue
         # The last node of a kernel stands for it.
         kernel = estimator.kernel(node)
         alone = bool(kernel) and all(n.target in MOVES for n in kernel)
-        attention = found[origin.removeprefix("ulysses(").removesuffix(")")]
+        own = found[attention]
         if node in packs:
-            attention.packing += 1
-            attention.packing_alone += alone
+            own.packing += 1
+            own.packing_alone += alone
         else:
-            attention.unpacking += 1
-            attention.unpacking_alone += alone
+            own.unpacking += 1
+            own.unpacking_alone += alone
     return dict(found)
 
 

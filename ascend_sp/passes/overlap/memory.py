@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import fx
 
-from ascend_sp.passes.cost.estimate import bytes_of, is_free, tensors_of
+from ascend_sp.graph.cost.estimate import bytes_of, is_free, tensors_of
 
 
 def _all(_: fx.Node) -> bool:

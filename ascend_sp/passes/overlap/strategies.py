@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ascend_sp.passes.emitter import as_shape_of
-from ascend_sp.passes.sharding.layout import Sequence
-from ascend_sp.passes.sizes import Size, ceil_div, equal
-from ascend_sp.runtime.ops import attention_arguments
+from ascend_sp.graph.attention import Attention
+from ascend_sp.graph.emitter import as_shape_of
+from ascend_sp.graph.layout import Sequence
+from ascend_sp.graph.sizes import Size, ceil_div, equal
 
 STRATEGY = "ascend_sp_strategy"
 """Meta key of a `split_attention` node: the `Strategy` that was chosen for it."""
@@ -61,12 +61,12 @@ def refusal(
     strategy: Strategy, node: fx.Node, queries: Sequence, keys: Sequence, world: int
 ) -> str:
     """Why the attention `node` cannot take `strategy`, or ``""``."""
-    q, k, v, *_ = attention_arguments(node).values()
+    q, k, v, *_ = Attention.of(node)
     shapes = [as_shape_of(x) for x in (q, k, v)]
     if strategy.kind == "packed":
         same = queries.lengths == keys.lengths and equal(shapes[0][0], shapes[1][0])
         if not same or not all(equal(s[3], shapes[0][3]) for s in shapes):
-            return "queries and keys have other rows, or values another width"
+            return "queries and keys differ in rows, or values in width"
         if len({x.meta["val"].dtype for x in (q, k, v)}) > 1:
             return "queries, keys and values have different dtypes"
     if strategy.kind == "pipelined":
@@ -78,7 +78,7 @@ def refusal(
         shares = [ceil_div(n, world) for n in counts]
         # Each group of queries must find its own keys beside it.
         if len(set(shares)) > 1 and any(n % strategy.groups for n in shares):
-            return f"{shares[0]} and {min(shares)} heads a rank do not part into groups alike"
+            return f"{shares[0]} and {min(shares)} heads a rank do not divide into equal groups"
         if min(shares) < strategy.groups:
-            return f"a rank has {min(shares)} heads, fewer than {strategy.groups} groups"
+            return f"too few heads a rank ({min(shares)}) for {strategy.groups} groups"
     return ""

@@ -14,12 +14,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from ascend_sp.passes.context import is_random
-from ascend_sp.passes.cost.estimate import Estimator
-from ascend_sp.passes.emitter import ORIGIN
+from ascend_sp.graph.context import is_random
+from ascend_sp.graph.cost.estimate import Estimator
+from ascend_sp.graph.origin import MATERIALISE, exchange_of, origin_of
 from ascend_sp.passes.overlap.scheduler import Task
-from ascend_sp.runtime.collectives import ALL_TO_ALL, STARTS
-from ascend_sp.runtime.ops import attention
+from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS, attention
 
 aten = torch.ops.aten
 MOVES = frozenset(
@@ -51,8 +50,6 @@ PRODUCTS = frozenset(
     }
 )
 """Work that no lowering merges into its neighbours, so that it stays where it is put."""
-MAKES_LOCAL, PACKS = "materialise_sharding", "ulysses"
-"""Passes of which all, or the moves, may be others on another rank: padding, offsets."""
 
 Seconds = Callable[[fx.Node], float]
 Behind: TypeAlias = "dict[fx.Node, frozenset[int]]"
@@ -71,13 +68,17 @@ class Program:
 
 
 def alike_on_all_ranks(node: fx.Node) -> bool:
-    """Whether every rank has this node, so that an order may depend on its cost."""
-    origin = node.meta.get(ORIGIN, "")
+    """Whether every rank has this node, so that an order may depend on its cost.
+
+    Of what moves shards, and of the moves of an exchange, another rank may have others: padding,
+    offsets.
+    """
     if node.target in STARTS:
         return True
-    return not origin.startswith(MAKES_LOCAL) and not (
-        node.target in MOVES and origin.startswith(PACKS)
-    )
+    origin = origin_of(node)
+    if origin is not None and origin.made_by == MATERIALISE:
+        return False
+    return not (node.target in MOVES and exchange_of(node))
 
 
 def neutral_seconds(estimator: Estimator) -> Seconds:
@@ -135,7 +136,7 @@ def add_tasks(
             needs |= {drawn} if drawn is not None else set()
             drawn = len(tasks)
         behind[node] = frozenset({len(tasks)})
-        serves = node.meta.get(ORIGIN, "") if node.target is ALL_TO_ALL else ""
+        serves = exchange_of(node) if node.target is ALL_TO_ALL else ""
         fills = not starts and not random and (not fuses or node.target in PRODUCTS)
         tasks.append(Task(node.name, cost, tuple(sorted(needs)), starts, work, serves, fills))
         node_of.append(node)

@@ -9,13 +9,10 @@ from typing import Any
 
 from torch import fx
 
-from ascend_sp.passes.context import source_line
-from ascend_sp.passes.cost.estimate import Estimator
+from ascend_sp.graph.context import source_line
+from ascend_sp.graph.cost.estimate import Estimator
 from ascend_sp.passes.overlap.scheduler import Run, Task, simulate, waits
 from ascend_sp.passes.overlap.tasks import program
-
-TIMELINES = "timelines"
-"""Key of ``ctx.analysis``: `Timelines`."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +57,41 @@ class Timeline:
         """Seconds in which the device stands still."""
         return sum(t.exposed for t in self.transfers)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Each collective as a row of a table."""
-        return [
-            {
-                "name": t.node.name,
-                "seconds": t.seconds,
-                "exposed_seconds": t.exposed,
-                "why_exposed": t.why,
-            }
-            for t in self.transfers
-        ]
+    @property
+    def hidden(self) -> float:
+        """Share of the link's time in which the device does not stand still."""
+        return 1 - self.exposed / self.travel if self.travel else 1.0
+
+    @property
+    def waits(self) -> float:
+        """Share of a step in which the device stands still."""
+        return self.exposed / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Estimates of a step before and after its order was made: seconds, shares, bytes."""
+
+    device: str
+    """Whose rates the estimates are from."""
+    made: bool
+    """Whether an order was made."""
+    budget: float
+    """Share by which the peak of memory might have grown."""
+    limited: bool
+    """Whether that ruled out a faster order."""
+    step_before: float
+    step_after: float
+    compute_before: float
+    compute_after: float
+    travel_before: float
+    travel_after: float
+    hidden_before: float
+    hidden_after: float
+    waits_before: float
+    waits_after: float
+    peak_before: int
+    peak_after: int
 
 
 @dataclass(frozen=True)
@@ -91,23 +112,27 @@ class Timelines:
     made: bool
     """Whether an order was made."""
 
-    def totals(self) -> dict[str, Any]:
-        """Estimates of a step: seconds, shares, bytes."""
-        out: dict[str, Any] = {"device": self.device, "async": self.made, "budget": self.budget}
-        for name, line, peak in (
-            ("before", self.before, self.peak_before),
-            ("after", self.after, self.peak_after),
-        ):
-            hidden = 1 - line.exposed / line.travel if line.travel else 1.0
-            out |= {
-                f"step_{name}": line.seconds,
-                f"compute_{name}": line.compute,
-                f"travel_{name}": line.travel,
-                f"hidden_{name}": hidden,
-                f"waits_{name}": line.exposed / line.seconds if line.seconds else 0.0,
-                f"peak_{name}": peak,
-            }
-        return out | {"limited": self.limited}
+    def totals(self) -> Totals:
+        """Sums over both orders."""
+        old, new = self.before, self.after
+        return Totals(
+            device=self.device,
+            made=self.made,
+            budget=self.budget,
+            limited=self.limited,
+            step_before=old.seconds,
+            step_after=new.seconds,
+            compute_before=old.compute,
+            compute_after=new.compute,
+            travel_before=old.travel,
+            travel_after=new.travel,
+            hidden_before=old.hidden,
+            hidden_after=new.hidden,
+            waits_before=old.waits,
+            waits_after=new.waits,
+            peak_before=self.peak_before,
+            peak_after=self.peak_after,
+        )
 
 
 def timeline(

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import HigherOrderOperator, tree_map
-from ascend_sp.passes.context import PassContext
-from ascend_sp.passes.emitter import Emitter, same_strides
-from ascend_sp.passes.sharding import redistribute
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph._pytorch import HigherOrderOperator, tree_map
+from ascend_sp.graph.context import NoteKind, PassContext
+from ascend_sp.graph.emitter import Emitter, same_strides
+from ascend_sp.graph.layout import (
     GLOBAL_SHAPES,
     INPUTS,
     PARTIAL,
@@ -27,14 +26,17 @@ from ascend_sp.passes.sharding.layout import (
     Shard,
     same,
 )
+from ascend_sp.graph.origin import MATERIALISE
+from ascend_sp.graph.sizes import as_size
+from ascend_sp.passes.sharding import redistribute
 from ascend_sp.passes.sharding.plan import Plan, operand_nodes, shapes
-from ascend_sp.passes.sharding.propagate import PLAN
-from ascend_sp.passes.sizes import as_size
 
 
 def materialise_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Rewrite `gm` in place into the program of rank ``ctx.topology.rank``."""
-    Materialiser(gm, ctx.analysis[PLAN], ctx).run()
+    plan = ctx.results.get(Plan)
+    assert plan is not None
+    Materialiser(gm, plan, ctx).run()
     return gm
 
 
@@ -45,7 +47,7 @@ class Materialiser:
         self.gm = gm
         self.plan = plan
         self.ctx = ctx
-        self.emit = Emitter(gm, "materialise_sharding")
+        self.emit = Emitter(gm, MATERIALISE)
         self.versions: dict[fx.Node, list[tuple[Placement, fx.Node]]] = {}
         self.zeroed: dict[fx.Node, fx.Node] = {}
         self.global_shapes = {n: shapes(n) for n in gm.graph.nodes}
@@ -80,7 +82,7 @@ class Materialiser:
             node.meta[GLOBAL_SHAPES] = self.global_shapes[node]
 
     def _rewrite(self, node: fx.Node) -> None:
-        if self._is_size(node):
+        if self._made_a_size(node):
             return
         found = self.plan.answers.get(node)
         operands = operand_nodes(node)
@@ -105,8 +107,8 @@ class Materialiser:
             self._localise_arguments(node, dict(found.args))
         self._refresh(node)
 
-    def _is_size(self, node: fx.Node) -> bool:
-        """A size that is read off a sharded tensor still means the global one."""
+    def _made_a_size(self, node: fx.Node) -> bool:
+        """Replace a size that is read off a sharded tensor: it still means the global one."""
         val = node.meta.get("val")
         if isinstance(val, torch.SymInt) and any(
             isinstance(self.plan.placement(x), Shard) for x in operand_nodes(node)
@@ -155,15 +157,17 @@ class Materialiser:
             raise AssertionError(f"{user.name} asks for a partial {x.name}")
         if isinstance(want, Shard):
             if isinstance(home, Shard):
-                self.ctx.note("reshard", user, f"{x.name}: {home} -> {want}")
+                self.ctx.note(NoteKind.RESHARD, user, f"{x.name}: {home} -> {want}")
             whole = self.version(user, x, REPLICATE, why)
             return redistribute.scatter(self.emit, whole, want, self.ctx.topology)
         if home == PARTIAL:
-            self.ctx.note("all_reduce", x, "a sum over the sequence is added up over the ranks")
+            self.ctx.note(
+                NoteKind.ALL_REDUCE, x, "a sum over the sequence is added up over the ranks"
+            )
             whole = redistribute.add_up(self.emit, local, self.ctx.topology)
             return self._as_recorded(x, whole)
         assert isinstance(home, Shard)
-        self.ctx.note("gather", x, f"{home} is gathered for {user.name}: {why}")
+        self.ctx.note(NoteKind.GATHER, x, f"{home} is gathered for {user.name}: {why}")
         shape = self.global_shapes[x][0]
         whole = redistribute.gather(self.emit, local, home, shape, self.ctx.topology)
         return self._as_recorded(x, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import tree_leaves, tree_map
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
+from ascend_sp.graph._pytorch import tree_leaves, tree_map
+from ascend_sp.graph.layout import REPLICATE, Placement, Shard
+from ascend_sp.graph.sizes import Size, as_shape, as_size
 from ascend_sp.passes.sharding.rules import Call, Local, Operand, Reshard, Unsupported
-from ascend_sp.passes.sizes import Size, as_shape, as_size
 
 
 @dataclass
@@ -63,7 +64,7 @@ def is_getitem(node: fx.Node) -> bool:
 
 def call_of(node: fx.Node, placement: Callable[[int, fx.Node], Placement], world: int) -> Call:
     """`node` as the question that a rule answers; `placement(i, operand)` places its operands."""
-    count = iter(range(len(node.all_input_nodes) + 10_000))
+    count = itertools.count()
 
     def argument(value: object) -> object:
         if not isinstance(value, fx.Node):

@@ -12,15 +12,14 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from ascend_sp.passes._pytorch import OpOverload, encoder_layer, flex_attention
-from ascend_sp.passes.context import PassContext, source_line
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph._pytorch import OpOverload
+from ascend_sp.graph.context import NoteKind, PassContext, own_line, source_line
+from ascend_sp.graph.layout import (
     REPLICATE,
     Placement,
     Seam,
     Sequence,
     Shard,
-    same,
 )
 from ascend_sp.passes.sharding.plan import (
     Plan,
@@ -31,24 +30,21 @@ from ascend_sp.passes.sharding.plan import (
 )
 from ascend_sp.passes.sharding.rules import Local, Reshard, Unsupported, answer
 from ascend_sp.passes.sharding.seeds import find_seeds, why_whole
+from ascend_sp.passes.sharding.unseen import IN_ONE_OP, unseen_attention
 from ascend_sp.runtime.errors import UnshardedError
 from ascend_sp.runtime.ops import attention as attention_op
+from ascend_sp.runtime.unsplit import Unsplit
 
-PLAN = "sharding plan"
-IN_ONE_OP = {
-    encoder_layer: "it is a whole encoder layer in one op. Call "
-    "torch.backends.mha.set_fastpath_enabled(False) before compiling, and it is split",
-    flex_attention: "flex_attention is not split. F.scaled_dot_product_attention is, with any mask",
-}
-"""Ops that attend, but are not `ascend_sp::attention`, and what to do about them."""
+SHOWN = 4
+"""Kinds of attention that a warning names."""
 MAX_CUTS = 32
 """Segments that are made at most of what the model slices; each costs a walk over the graph."""
 
 
 def propagate_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
-    """Decide every placement; the plan goes to ``ctx.analysis[PLAN]``."""
+    """Decide every placement; the `Plan` is left for `materialise_sharding`."""
     plan = propagate(list(gm.graph.nodes), ctx.topology.size, ctx.static_inputs)
-    ctx.analysis[PLAN] = plan
+    ctx.results.put(plan)
     _report(gm.graph, plan, ctx)
     return gm
 
@@ -169,52 +165,67 @@ def _report(graph: fx.Graph, plan: Plan, ctx: PassContext) -> None:
     """Say what stays unsharded and why; raise for it if that was asked for."""
     attentions = graph.find_nodes(op="call_function", target=attention_op)
     last = max(attentions, default=None)
+    split = any(_sharded(plan, node) for node in attentions)
+    unseen = {} if split else dict(unseen_attention(graph, ctx.static_inputs))
     bad: list[tuple[fx.Node, str]] = []
     for node in graph.nodes:
         refusal = plan.refusals.get(node)
-        if node.target in IN_ONE_OP:
-            text = IN_ONE_OP[node.target]
-            ctx.note("unsharded", node, f"runs whole on every rank: {text}")
-            bad.append((node, text))
+        hidden = unseen.get(node) or IN_ONE_OP.get(node.target)
+        if hidden:
+            ctx.note(NoteKind.UNSHARDED, node, f"runs whole on every rank: {hidden}")
+            bad.append((node, hidden))
             continue
         if node.target is attention_op:
             found = plan.answers.get(node)
             if found is None or not _sharded(plan, node):
                 why = why_whole(node) or "no operand of its queries could be split"
                 text = refusal.reason if refusal else why
-                ctx.note("unsharded", node, f"runs whole on every rank: {text}")
+                ctx.note(NoteKind.UNSHARDED, node, f"runs whole on every rank: {text}")
                 bad.append((node, text))
             else:
                 text = ", ".join(str(p) for p in found.inputs)
-                ctx.note("attention", node, f"sharded; operands {text}")
+                ctx.note(NoteKind.ATTENTION, node, f"sharded; operands {text}")
             continue
         if refusal is None or not _must_travel(plan, node):
             continue
-        ctx.note("unsharded", node, f"runs on gathered operands: {refusal.reason}")
+        ctx.note(NoteKind.UNSHARDED, node, f"runs on gathered operands: {refusal.reason}")
         if isinstance(refusal, Unsupported) or (last is not None and node < last):
             bad.append((node, refusal.reason))
-    if bad and ctx.on_unsharded == "error":
-        lines = [f"  {n.name} ({n.target}): {why}\n    at {source_line(n)}" for n, why in bad]
-        raise UnshardedError(
-            'on_unsharded="error", and these operations cannot run on shards:\n'
-            + "\n".join(lines)
-            + '\nUse on_unsharded="fallback" to run them on gathered tensors, or write a rule '
-            "(docs/writing_a_rule.md)."
-        )
+    if not split and (attentions or unseen):
+        ctx.results.put(_nothing_split(bad))
+    if not bad or ctx.on_unsharded != "error":
+        return
+    nothing = ctx.results.get(Unsplit)
+    if nothing is not None:
+        raise nothing.error()
+    raise UnshardedError(
+        'on_unsharded="error", and these operations cannot run on shards:\n'
+        + "\n".join(f"  {n.name} ({n.target}): {why}\n    at {source_line(n)}" for n, why in bad)
+        + '\nUse on_unsharded="fallback" to run them on gathered tensors, or write a rule '
+        "(docs/writing_a_rule.md)."
+    )
+
+
+def _nothing_split(bad: list[tuple[fx.Node, str]]) -> Unsplit:
+    """What to tell of a graph whose attentions, and what keeps them whole, are `bad`."""
+    kinds: dict[tuple[str, str, str], list[str]] = {}
+    for n, why in bad:
+        kinds.setdefault((str(n.target), why, own_line(n)), []).append(n.name)
+    lines = []
+    for (target, why, source), names in list(kinds.items())[:SHOWN]:
+        who = names[0] if len(names) == 1 else f"{len(names)} x {names[0]} .. {names[-1]}"
+        lines.append(f"  {who} ({target}): {why}" + (f"\n    at {source}" if source else ""))
+    if len(kinds) > SHOWN:
+        lines.append(f"  and {len(kinds) - SHOWN} more, see summary.md of the dump (dump_dir)")
+    return Unsplit(
+        {f"nothing split: {why}" for _, why in bad},
+        "nothing is split: this graph attends, and every rank runs all of it:\n"
+        + "\n".join(lines)
+        + "\ndocs/debugging.md says under 'Nothing is split' what helps.",
+    )
 
 
 def _must_travel(plan: Plan, node: fx.Node) -> bool:
     return any(
         isinstance(plan.placement(x), Shard) and x not in plan.seeds for x in operand_nodes(node)
     )
-
-
-def moves(plan: Plan, node: fx.Node) -> list[tuple[fx.Node, Placement, Placement]]:
-    """Operands of `node` that do not lie where its answer wants them: ``(operand, has, wants)``."""
-    found = plan.answers.get(node)
-    wants = found.inputs if found else [REPLICATE] * len(operand_nodes(node))
-    return [
-        (x, plan.placement(x), w)
-        for x, w in zip(operand_nodes(node), wants, strict=True)
-        if not same(shapes(x)[0], plan.placement(x), w)
-    ]

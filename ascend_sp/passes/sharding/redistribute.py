@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from ascend_sp.passes.emitter import Emitter, as_shape_of
-from ascend_sp.passes.sharding.layout import Sequence, Shard
-from ascend_sp.passes.sizes import Size, product
-from ascend_sp.runtime import collectives
+from ascend_sp.graph import collectives
+from ascend_sp.graph.emitter import Emitter, as_shape_of
+from ascend_sp.graph.layout import Sequence, Shard
+from ascend_sp.graph.sizes import Size, product, total
 from ascend_sp.runtime.topology import Topology
 
 
@@ -62,6 +62,25 @@ def gather(
     ranks_first = e.view(flat, (p, major, local, inner))
     by_row = e.permute(ranks_first, (1, 0, 2, 3))
     return e.view(in_order(e, by_row, 1, split.seq, p), shape)
+
+
+def gather_flat(e: Emitter, xs: list[fx.Node], topology: Topology) -> tuple[fx.Node, list[fx.Node]]:
+    """All of `xs`, which are flat and of one dtype, in one all-gather.
+
+    Returns:
+        The start of the collective, and of each of `xs` a table with a row for each rank, which is
+        no dense one.
+    """
+    p = topology.size
+    start = collectives.all_gather(e, e.cat(xs, 0), topology)
+    sizes = [as_shape_of(x)[0] for x in xs]
+    table = e.view(collectives.wait(e, start), (p, total(sizes)))
+    parts: list[fx.Node] = []
+    offset: Size = 0
+    for size in sizes:
+        parts.append(e.narrow(table, 1, offset, offset + size))
+        offset = offset + size
+    return start, parts
 
 
 def in_order(e: Emitter, x: fx.Node, dim: int, seq: Sequence, world: int) -> fx.Node:

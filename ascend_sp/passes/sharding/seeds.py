@@ -11,12 +11,12 @@ import math
 
 from torch import fx
 
-from ascend_sp.passes._pytorch import OpOverload
-from ascend_sp.passes.sharding.layout import REPLICATE, Sequence, Shard
+from ascend_sp.graph._pytorch import OpOverload
+from ascend_sp.graph.layout import REPLICATE, Sequence, Shard
+from ascend_sp.graph.sizes import Size, divide, equal, has_unbacked
 from ascend_sp.passes.sharding.plan import Plan, call_of, is_getitem, operand_nodes, shapes
 from ascend_sp.passes.sharding.rules import UNKNOWN, Local, answer
 from ascend_sp.passes.sharding.rules.attention import SEQ
-from ascend_sp.passes.sizes import Size, divide, equal, has_unbacked
 
 
 def why_whole(attention: fx.Node) -> str:

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 
 import sympy
 
-from ascend_sp.passes._pytorch import is_pointwise, tree_leaves
-from ascend_sp.passes.context import is_random
-from ascend_sp.passes.sharding.layout import Shard
+from ascend_sp.graph._pytorch import is_pointwise, tree_leaves
+from ascend_sp.graph.context import is_random
+from ascend_sp.graph.layout import Shard
+from ascend_sp.graph.sizes import Size, has_unbacked
 from ascend_sp.passes.sharding.rules import (  # noqa: F401
+    along,
     attention,
     convolution,
+    lookup,
     matmul,
+    norms,
     npu,
     npu_quantised,
     quantised,
@@ -31,9 +35,8 @@ from ascend_sp.passes.sharding.rules.base import (
     rule,
 )
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
-from ascend_sp.passes.sizes import Size, has_unbacked
 
-UNKNOWN = "a size in it is known only when the program runs"
+UNKNOWN = "one of its sizes is known only when the program runs"
 
 __all__ = [
     "UNKNOWN",

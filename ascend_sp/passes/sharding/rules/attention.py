@@ -1,4 +1,4 @@
-"""Attention: ``(q [b, h, s, d], k [b, g, t, d], v [b, g, t, e]) -> [b, h, s, e]``.
+"""Attention: every rank's queries see all keys, by an exchange where keys are split, too.
 
 With `s` split and `t` whole, every rank attends with its own queries. With both split, the op
 becomes `split_attention`, and the Ulysses pass trades the split of the sequence for one of heads.
@@ -6,9 +6,9 @@ becomes `split_attention`, and the Ulysses pass trades the split of the sequence
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Sequence, Shard, at_dim
+from ascend_sp.graph.layout import REPLICATE, Placement, Sequence, Shard, at_dim
+from ascend_sp.graph.sizes import Size, equal
 from ascend_sp.passes.sharding.rules.base import Answer, Call, Local, Operand, Unsupported, rule
-from ascend_sp.passes.sizes import Size, equal
 from ascend_sp.runtime.ops import attention as attention_op
 from ascend_sp.runtime.ops import split_attention
 
@@ -17,10 +17,13 @@ BATCH, HEADS, SEQ, DIM = range(4)
 
 @rule(attention_op)
 def attention(call: Call) -> Answer:
-    """Ulysses for self and joint attention, no communication for cross attention."""
+    """``(q [b, h, s, d], k [b, g, t, d], v [b, g, t, e], mask) -> [b, h, s, e]``, also over `b`.
+
+    Ulysses for self and joint attention, no communication for cross attention.
+    """
     q, k, v = call.args[:3]
-    mask = call.argument(3, "attn_mask")
-    causal = call.argument(4, "is_causal", False)
+    mask = call.argument("attn_mask")
+    causal = call.argument("is_causal")
     if (q.ndim, k.ndim, v.ndim) != (4, 4, 4):
         return Unsupported(f"attention over {q.ndim}-D tensors; only [B, H, S, D] is sharded")
     by_batch = _over_batch(q, k, v, mask)

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ascend_sp.passes._pytorch import OpOverload, tree_leaves
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Seam, Shard
-from ascend_sp.passes.sizes import Size, product
+from ascend_sp.graph._pytorch import OpOverload, tree_leaves
+from ascend_sp.graph.arguments import argument, position_of
+from ascend_sp.graph.layout import REPLICATE, Placement, Seam, Shard
+from ascend_sp.graph.sizes import Size, product
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,13 @@ class Call:
             return self.sharded[0]
         return self.sharded[max(range(len(sizes)), key=lambda i: (sizes[i], -i))]
 
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument that may be passed by position or by keyword."""
-        if len(self.args) > position:
-            return self.args[position]
-        return self.kwargs.get(name, default)
+    def argument(self, name: str) -> Any:
+        """An argument by its name in the op's schema, whose default it is if it is not given."""
+        return argument(self.op, self.args, self.kwargs, name)
+
+    def has(self, name: str) -> bool:
+        """Whether the op's schema has an argument of this name."""
+        return position_of(self.op, name) is not None
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,7 @@ def unary(call: Call, output: Placement | None, **more: Any) -> Local:
 
 def named(call: Call, *names: str) -> list[Any]:
     """The arguments that the schema has by these names, however they are passed."""
-    positions = {a.name: i for i, a in enumerate(call.op._schema.arguments)}
-    return [call.argument(positions[name], name) for name in names]
+    return [call.argument(name) for name in names]
 
 
 def inputs_of(call: Call, wanted: Mapping[int, Placement]) -> tuple[Placement, ...]:

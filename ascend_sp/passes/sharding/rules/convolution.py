@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Shard
+from ascend_sp.graph.layout import REPLICATE, Shard
 from ascend_sp.passes.sharding.rules.base import Answer, Call, Local, Reshard, rule
 
 aten = torch.ops.aten
@@ -21,9 +21,9 @@ def convolution(call: Call) -> Answer:
         return Reshard("the sequence is the channels of a convolution")
     if dim > 1:
         along = [
-            _at(call.argument(3, "stride"), dim - 2),
-            _at(call.argument(4, "padding"), dim - 2),
-            _at(call.argument(7, "output_padding"), dim - 2),
+            _at(call.argument("stride"), dim - 2),
+            _at(call.argument("padding"), dim - 2),
+            _at(call.argument("output_padding"), dim - 2),
         ]
         if others[0].shape[dim] != 1 or along != [1, 0, 0]:
             return Reshard("a convolution mixes positions")

@@ -1,10 +1,11 @@
-"""Matrix products, in factor notation. Contracting the sequence gives terms of a sum: Partial."""
+"""Matmuls. The sequence may be any letter; summed over, it leaves a term on each rank: Partial."""
 
 from __future__ import annotations
 
 import torch
 
-from ascend_sp.passes.sharding.layout import PARTIAL, REPLICATE, Placement, Shard, same
+from ascend_sp.graph.layout import PARTIAL, REPLICATE, Placement, Shard, same
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -14,7 +15,6 @@ from ascend_sp.passes.sharding.rules.base import (
     can_zero_padding,
     rule,
 )
-from ascend_sp.passes.sizes import equal
 
 aten = torch.ops.aten
 
@@ -60,7 +60,7 @@ def matmul(call: Call) -> Answer:
         return Reshard("a matrix is multiplied with a vector")
     batch = call.outputs[0][:-2]
     if len(batch) > len(_BATCH):
-        return Reshard(f"a matrix product of {len(batch) + 2} dims")
+        return Reshard(f"a matmul of {len(batch) + 2} dims")
 
     def letters(x: Operand) -> str:
         skipped = len(batch) - (x.ndim - 2)
@@ -71,7 +71,7 @@ def matmul(call: Call) -> Answer:
     left, right = letters(a) + "mk", letters(b) + "kn"
     for x, names in ((a, left), (b, right)):
         if isinstance(x.placement, Shard) and names[x.shard.dim] == _ALONE:
-            return Reshard("a sequence of one token is broadcast in a matrix product")
+            return Reshard("a sequence of one token is broadcast in a matmul")
     return _product(call, left, right, _BATCH[: len(batch)] + "mn")
 
 
@@ -83,7 +83,7 @@ def _product(call: Call, left: str, right: str, out: str, bias: str | None = Non
     # The factor that carries the sequence: the larger sharded matrix says which.
     matrices = [x for x in (a, b) if isinstance(x.placement, Shard)]
     if not matrices:
-        return Reshard("only the added term of a matrix product is sharded")
+        return Reshard("only the bias of a matmul is sharded")
     lead = matrices[-1] if len(matrices) == 2 and _larger(matrices[1], matrices[0]) else matrices[0]
     names = left if lead.index == a.index else right
     split = lead.shard
@@ -119,9 +119,9 @@ def _contraction(
     call: Call, split: Shard, a: Operand, b: Operand, i: int, j: int, added: bool
 ) -> Answer:
     if added:
-        return Reshard("a bias is added to a product over the sequence")
+        return Reshard("a bias is added to a matmul that sums over the sequence")
     if not split.whole_dim():
-        return Reshard("a dim that merges the sequence with another axis is contracted")
+        return Reshard("a matmul sums over a dim that merges the sequence with another axis")
     if not can_zero_padding(split, call.world):
-        return Reshard("a sequence of unknown length is contracted")
+        return Reshard("a matmul sums over a sequence of unknown length")
     return Local((split.moved(i), split.moved(j)), (PARTIAL,), mask_padding=True)

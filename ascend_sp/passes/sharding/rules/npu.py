@@ -7,7 +7,8 @@ positions (``npu_scaled_masked_softmax``) has no rule, and runs on whole tensors
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import Shard
+from ascend_sp.graph.layout import Shard
+from ascend_sp.graph.sizes import same_shape
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -19,9 +20,8 @@ from ascend_sp.passes.sharding.rules.base import (
     rows,
     rule_by_name,
 )
+from ascend_sp.passes.sharding.rules.norms import layer_norm
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
-from ascend_sp.passes.sharding.rules.reductions import layer_norm
-from ascend_sp.passes.sizes import same_shape
 
 WEIGHT = "the weight of a norm is sharded"
 ROWS = "a norm runs over the sequence"
@@ -63,7 +63,8 @@ def layer_norm_eval(call: Call) -> Answer:
 def gated(call: Call) -> Answer:
     """``[b, s, 2c] -> [b, s, c]``: one half of the channels gates the other."""
     x = call.operands[0]
-    if normal_dim(call.argument(1, "dim", -1), x.ndim) == x.shard.dim:
+    along = call.argument("dim") if call.has("dim") else -1
+    if normal_dim(along, x.ndim) == x.shard.dim:
         return Reshard("the halves of a gate lie along the sequence")
     return rows(call, x.shard, x)
 
@@ -93,11 +94,13 @@ def linear(call: Call) -> Answer:
 def rotary(call: Call) -> Answer:
     """``([b, s, n, d], [1, s, 1, d], [1, s, 1, d]) -> [b, s, n, d]``: tables broadcast over rows.
 
-    The channels are turned, so they must be whole; so must be a matrix that says how.
+    Channels are rotated, so they must be whole; so must a rotation that is given as a matrix.
     """
     x, *tables = named(call, *[a.name for a in call.op._schema.arguments[:3]])
     if not isinstance(x.placement, Shard) or x.shard.dim == x.ndim - 1:
-        return Reshard("a rotary embedding turns the channels, and its rows lead")
+        return Reshard(
+            "the tables of a rotary embedding, or the channels that it rotates, are sharded"
+        )
     found = pointwise(Call(call.op, (x, *tables), {}, call.outputs, call.world))
     if not isinstance(found, Local):
         return found

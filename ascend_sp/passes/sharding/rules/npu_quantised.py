@@ -1,4 +1,4 @@
-"""Quantised ops of torch_npu. Each row of tokens goes by itself, as in `quantised`.
+"""Quantised ops of torch_npu: each row of tokens by itself, as in `quantised`.
 
 Signatures are those of torch_npu 2.10 to 2.14. What has no rule runs on whole tensors: the ``mx``
 formats, whose scales come in blocks, and ops for groups of rows (experts).
@@ -6,7 +6,8 @@ formats, whose scales come in blocks, and ops for groups of rows (experts).
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import Placement, Shard
+from ascend_sp.graph.layout import Placement, Shard
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -20,7 +21,6 @@ from ascend_sp.passes.sharding.rules.base import (
     rule_by_name,
 )
 from ascend_sp.passes.sharding.rules.quantised import SCALES, WEIGHT, of_rows, rows_lead
-from ascend_sp.passes.sizes import equal
 
 GROUPS = "rows are quantised in groups"
 CHANNELS = "the channels of what is quantised are sharded"
@@ -45,7 +45,7 @@ def quant_matmul_dequant(call: Call) -> Answer:
     if not rows_lead(x):
         return Reshard(WEIGHT)
     if offset is not None or (scale is None and mode not in (None, "pertoken")):
-        return Reshard("all rows are quantised alike, by what is in them")
+        return Reshard("all rows share a scale that is computed from them")
     return _product(call, x, scale)
 
 
@@ -58,7 +58,7 @@ def weight_quant_matmul(call: Call) -> Answer:
 
 @rule_by_name("npu::npu_dequant_bias")
 def dequant_bias(call: Call) -> Answer:
-    """``([s, n], [n], [s], [n]) -> [s, n]``: what an integer product yields becomes a float."""
+    """``([s, n], [n], [s], [n]) -> [s, n]``: the result of an integer matmul becomes a float."""
     x, scale = named(call, "x", "activation_scale")
     return _product(call, x, scale) if rows_lead(x) else Reshard(CHANNELS)
 
@@ -72,7 +72,7 @@ def dynamic_quant(call: Call) -> Answer:
     if groups is not None:
         return Reshard(GROUPS)
     if mode not in (None, "pertoken"):
-        return Reshard("all rows are quantised alike, by what is in them")
+        return Reshard("all rows share a scale that is computed from them")
     return rows(call, x.shard, x)
 
 
@@ -89,7 +89,7 @@ def by_given_scale(call: Call) -> Answer:
     x, *scales = call.operands
     if not rows_lead(x):
         return Reshard(CHANNELS)
-    along = call.argument(4, "axis", 1) if "quantize" in call.op.name() else -1
+    along = call.argument("axis") if "quantize" in call.op.name() else -1
     for scale in scales:
         if scale.ndim > 1 and not equal(scale.numel, 1):
             return Reshard("a scale of several dims")

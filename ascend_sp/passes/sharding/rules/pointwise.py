@@ -1,21 +1,21 @@
-"""Elementwise ops with broadcasting: ``([..., s, ...], [..., s | 1, ...]) -> [..., s, ...]``."""
+"""Elementwise ops with broadcasting, and others that keep a shape."""
 
 from __future__ import annotations
 
 import torch
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard, same
+from ascend_sp.graph.layout import REPLICATE, Placement, Shard, same
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.sharding.rules.base import Answer, Call, Local, Operand, Reshard, rule
-from ascend_sp.passes.sizes import equal
 
 aten = torch.ops.aten
 
 
 def pointwise(call: Call) -> Answer:
-    """Any op that `is_pointwise`: the largest sharded operand leads, the others follow.
+    """``([..., s, ...], [..., s | 1, ...]) -> [..., s, ...]``; the largest sharded operand leads.
 
     A replicated operand is cut to match, which costs nothing; one that is sharded in another way
-    must travel. Operands of size one in the split dim broadcast and stay whole.
+    is resharded. Operands of size one in the split dim broadcast and stay whole.
     """
     out = call.outputs[0]
     leader = call.leader
@@ -65,23 +65,6 @@ def same_layout(call: Call) -> Answer:
 def creation(call: Call) -> Answer:
     """``[b, s, c] -> [m, n]``: only the dtype and the device of the operand matter."""
     return Local((call.operands[0].placement,), (REPLICATE,))
-
-
-@rule(aten.cumsum.default, aten.flip.default, aten.roll.default)
-def along_dims(call: Call) -> Answer:
-    """Ops that mix positions along the dims they name, and no others."""
-    x = call.operands[0]
-    split = x.shard
-    name, position = ("dims", 2) if call.op is aten.roll.default else ("dim", 1)
-    if call.op is aten.flip.default:
-        name = "dims"
-    dims = call.argument(position, name, ())
-    dims = [dims] if isinstance(dims, int) else list(dims)
-    if not dims:  # roll without dims flattens first
-        return Reshard("it runs over the flattened tensor")
-    if split.dim in [d % x.ndim for d in dims]:
-        return Reshard("it mixes positions along the sequence")
-    return Local((split,), (split,))
 
 
 @rule(aten.copy.default)

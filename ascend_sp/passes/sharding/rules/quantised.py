@@ -1,4 +1,4 @@
-"""Products of quantised weights, and what scales them: each row of tokens goes by itself.
+"""Matmuls with quantised weights, and their scales: each row of tokens by itself.
 
 Known by name, since some are not in every PyTorch, and torchao's need not be there. What torchao
 quantises with (``quantize_affine``, ``choose_qparams_affine``) is no op any more in the graphs that
@@ -10,7 +10,8 @@ which stays whole. Weights, and all that belongs to them, are whole.
 
 from __future__ import annotations
 
-from ascend_sp.passes.sharding.layout import REPLICATE, Placement, Shard
+from ascend_sp.graph.layout import REPLICATE, Placement, Shard
+from ascend_sp.graph.sizes import equal
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -22,7 +23,6 @@ from ascend_sp.passes.sharding.rules.base import (
     rows,
     rule_by_name,
 )
-from ascend_sp.passes.sizes import equal
 
 WEIGHT = "a quantised weight, or the channels that it multiplies, are sharded"
 SCALES = "the scales of a quantised product are not one for each row"
@@ -55,7 +55,7 @@ def scaled_mm(call: Call) -> Answer:
 
 @rule_by_name("aten::_scaled_mm_v2")
 def scaled_mm_v2(call: Call) -> Answer:
-    """The same with several levels of scales, which a swizzle stores in another order."""
+    """``([s, k], [k, n], [[s, 1], ...], [[1, n], ...]) -> [s, n]``, not swizzled."""
     x, scales, swizzles = named(call, "self", "scale_a", "swizzle_a")
     if any(swizzles):
         return Reshard("the scales of a quantised product are swizzled")

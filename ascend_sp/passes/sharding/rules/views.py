@@ -1,4 +1,4 @@
-"""Ops that rearrange dims and move no value: view, permute, expand, slice, split, cat, ..."""
+"""Ops that rearrange dims and compute nothing: view, permute, expand, slice, split, cat, ..."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ascend_sp.passes.sharding.layout import (
+from ascend_sp.graph.layout import (
     Placement,
     Sequence,
     Shard,
@@ -14,6 +14,7 @@ from ascend_sp.passes.sharding.layout import (
     local_shape,
     reshaped,
 )
+from ascend_sp.graph.sizes import Size, as_size, equal, total
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -24,7 +25,6 @@ from ascend_sp.passes.sharding.rules.base import (
     rule,
     unary,
 )
-from ascend_sp.passes.sizes import Size, as_size, equal, total
 
 aten = torch.ops.aten
 
@@ -45,7 +45,7 @@ def view(call: Call) -> Answer:
 def permute(call: Call) -> Answer:
     """``[b, s, c] -> [s, b, c]``."""
     x = call.operands[0]
-    dims = [normal_dim(d, x.ndim) for d in call.argument(1, "dims")]
+    dims = [normal_dim(d, x.ndim) for d in call.argument("dims")]
     return unary(call, x.shard.moved(dims.index(x.shard.dim)))
 
 
@@ -55,7 +55,7 @@ def transpose(call: Call) -> Answer:
     x = call.operands[0]
     dims = list(range(x.ndim))
     if call.op is aten.transpose.int:
-        a, b = (normal_dim(d, x.ndim) for d in (call.argument(1, "dim0"), call.argument(2, "dim1")))
+        a, b = (normal_dim(d, x.ndim) for d in (call.argument("dim0"), call.argument("dim1")))
         dims[a], dims[b] = dims[b], dims[a]
     else:
         dims.reverse()
@@ -66,7 +66,7 @@ def transpose(call: Call) -> Answer:
 def unsqueeze(call: Call) -> Answer:
     """``[s] -> [1, s]``."""
     x = call.operands[0]
-    at = normal_dim(call.argument(1, "dim"), x.ndim + 1)
+    at = normal_dim(call.argument("dim"), x.ndim + 1)
     return unary(call, x.shard.moved(x.shard.dim + (at <= x.shard.dim)))
 
 
@@ -74,7 +74,7 @@ def unsqueeze(call: Call) -> Answer:
 def squeeze(call: Call) -> Answer:
     """``[1, s] -> [s]``; a dim that is one only on the shards stays."""
     x = call.operands[0]
-    dims = call.argument(1, "dim", range(x.ndim))
+    dims = range(x.ndim) if call.op is aten.squeeze.default else call.argument("dim")
     dims = {normal_dim(d, x.ndim) for d in ([dims] if isinstance(dims, int) else dims)}
     gone = {d for d in dims if equal(x.shape[d], 1)}
     if x.shard.dim in gone:
@@ -98,7 +98,7 @@ def expand(call: Call) -> Answer:
 def repeat(call: Call) -> Answer:
     """``[1, s] -> [b, s]`` by copying; the sequence itself may not be repeated."""
     x = call.operands[0]
-    repeats = list(call.argument(1, "repeats"))
+    repeats = list(call.argument("repeats"))
     dim = x.shard.dim + len(repeats) - x.ndim
     if not equal(as_size(repeats[dim]), 1):
         return Reshard("the sequence axis is repeated")
@@ -128,12 +128,12 @@ def bounds(start: Any, stop: Any, size: Size) -> tuple[Size, Size] | None:
 def slice_(call: Call) -> Answer:
     """``[b, s, c] -> [b, s', c]`` between segments, or any slice of another dim."""
     x = call.operands[0]
-    dim = normal_dim(call.argument(1, "dim", 0), x.ndim)
+    dim = normal_dim(call.argument("dim"), x.ndim)
     split = x.shard
     if dim != split.dim:
         return unary(call, split)
-    where = bounds(call.argument(2, "start"), call.argument(3, "end"), x.shape[dim])
-    if where is None or not equal(as_size(call.argument(4, "step", 1)), 1):
+    where = bounds(call.argument("start"), call.argument("end"), x.shape[dim])
+    if where is None or not equal(as_size(call.argument("step")), 1):
         return Reshard("the sequence axis is sliced with a step")
     if not split.whole_dim():
         if equal(where[0], 0) and equal(where[1], x.shape[dim]):
@@ -164,7 +164,7 @@ def _local_range(seq: Sequence, cut: tuple[int, int], world: int) -> tuple[Size,
 def select(call: Call) -> Answer:
     """``[b, s, c] -> [s, c]``; one row of the sequence cannot be picked on the shards."""
     x = call.operands[0]
-    dim = normal_dim(call.argument(1, "dim"), x.ndim)
+    dim = normal_dim(call.argument("dim"), x.ndim)
     if dim == x.shard.dim:
         return Reshard("one position of the sequence is selected")
     return unary(call, x.shard.moved(x.shard.dim - (dim < x.shard.dim)))
@@ -174,7 +174,7 @@ def select(call: Call) -> Answer:
 def unbind(call: Call) -> Answer:
     """``[k, s, c] -> k x [s, c]``."""
     x = call.operands[0]
-    dim = normal_dim(call.argument(1, "dim", 0), x.ndim)
+    dim = normal_dim(call.argument("dim"), x.ndim)
     if dim == x.shard.dim:
         return Reshard("the sequence is unbound into single positions")
     return unary(call, x.shard.moved(x.shard.dim - (dim < x.shard.dim)))
@@ -184,7 +184,7 @@ def unbind(call: Call) -> Answer:
 def split(call: Call) -> Answer:
     """``[b, s1+s2, c] -> [b, s1, c], [b, s2, c]`` between segments, or along another dim."""
     x = call.operands[0]
-    dim = normal_dim(call.argument(2, "dim", 0), x.ndim)
+    dim = normal_dim(call.argument("dim"), x.ndim)
     if dim != x.shard.dim:
         return unary(call, x.shard)
     if not x.shard.whole_dim():
@@ -200,12 +200,11 @@ def split(call: Call) -> Answer:
         pieces.append(piece)
         sizes.append(piece.local_size(call.world))
         start = start + shape[dim]
-    if call.op is aten.split.Tensor and any(not equal(s, sizes[0]) for s in sizes[:-1]):
+    if call.op is not aten.split.Tensor:
+        return Local((x.shard,), tuple(pieces), args={1: sizes})
+    if not all(equal(s, sizes[0]) for s in sizes):
         return Reshard("split() into equal sizes gives unequal shards")
-    local = sizes[0] if call.op is aten.split.Tensor else sizes
-    if call.op is aten.split.Tensor and len(sizes) > 1 and not equal(sizes[-1], sizes[0]):
-        return Reshard("split() into equal sizes gives unequal shards")
-    return Local((x.shard,), tuple(pieces), args={1: local})
+    return Local((x.shard,), tuple(pieces), args={1: sizes[0]})
 
 
 @rule(aten.cat.default)
@@ -217,7 +216,7 @@ def cat(call: Call) -> Answer:
     """
     out = call.outputs[0]
     ndim = len(out)
-    dim = normal_dim(call.argument(1, "dim", 0), ndim)
+    dim = normal_dim(call.argument("dim"), ndim)
     xs = call.operands
     if any(x.ndim != ndim for x in xs):
         return Reshard("an empty legacy operand is concatenated")
@@ -244,7 +243,7 @@ def _along(x: Operand, dim: int) -> Shard | None:
 def stack(call: Call) -> Answer:
     """``k x [s, c] -> [k, s, c]``."""
     xs = call.operands
-    dim = normal_dim(call.argument(1, "dim", 0), xs[0].ndim + 1)
+    dim = normal_dim(call.argument("dim"), xs[0].ndim + 1)
     split = call.leader.shard
     moved = split.moved(split.dim + (dim <= split.dim))
     return Local(tuple(split for _ in xs), (moved,))
@@ -255,11 +254,11 @@ def slice_scatter(call: Call) -> Answer:
     """``[b, s, c], [b, s', c] -> [b, s, c]``: whole segments are written, or another dim."""
     base, written = call.operands
     split = call.leader.shard
-    dim = normal_dim(call.argument(2, "dim", 0), base.ndim)
+    dim = normal_dim(call.argument("dim"), base.ndim)
     if dim != split.dim:
         return Local((split, split), (split,))
-    where = bounds(call.argument(3, "start"), call.argument(4, "end"), base.shape[dim])
-    if where is None or not equal(as_size(call.argument(5, "step", 1)), 1):
+    where = bounds(call.argument("start"), call.argument("end"), base.shape[dim])
+    if where is None or not equal(as_size(call.argument("step")), 1):
         return Reshard("rows of the sequence are overwritten with a step")
     if not split.whole_dim():
         return Reshard("a dim that merges the sequence with another axis is overwritten")
@@ -284,7 +283,7 @@ def slice_scatter(call: Call) -> Answer:
 def select_scatter(call: Call) -> Answer:
     """``[b, s, c], [b, s] -> [b, s, c]``, written into a dim that is not split."""
     base, _ = call.operands
-    dim = normal_dim(call.argument(2, "dim"), base.ndim)
+    dim = normal_dim(call.argument("dim"), base.ndim)
     leader = call.leader
     split = leader.shard
     if leader.index != base.index:
@@ -298,7 +297,7 @@ def select_scatter(call: Call) -> Answer:
 def constant_pad(call: Call) -> Answer:
     """``[b, s, c] -> [b, s+p, c']``: rows that are added to the sequence are segments of it."""
     x = call.operands[0]
-    pad = list(call.argument(1, "pad"))
+    pad = list(call.argument("pad"))
     at = 2 * (x.ndim - 1 - x.shard.dim)
     own = [as_size(p) for p in pad[at : at + 2]] or [0, 0]
     if all(equal(p, 0) for p in own):

@@ -1,0 +1,1 @@
+"""The commands of ``python -m ascend_sp``, one a file."""

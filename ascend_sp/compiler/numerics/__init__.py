@@ -1,0 +1,1 @@
+"""check_numerics: the compiled program beside the model as it was, and where they part."""

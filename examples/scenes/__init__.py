@@ -1,0 +1,1 @@
+"""The demo's own weights: scenes that a program draws, and a small FLUX trained on them."""
