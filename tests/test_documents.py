@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import io
+import json
 import re
 from contextlib import redirect_stdout
 from dataclasses import fields
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import combinations
 import rule_cases
 import test_rules
 from ascend_sp import Config
@@ -103,6 +105,12 @@ def test_the_readme_is_one_page() -> None:
 
 def test_the_page_of_rules_is_made_from_the_code() -> None:
     assert TEXTS["docs/rules.md"] == rule_table.page(), "docs/rules.md is not up to date: make docs"
+
+
+def test_the_page_of_combinations_is_made_from_what_was_seen() -> None:
+    seen = json.loads(combinations.RESULTS.read_text())
+    assert set(seen) == {row.what for row in combinations.ROWS}
+    assert combinations.page(seen) == combinations.PAGE.read_text()
 
 
 def test_python_in_pages_is_python() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import ascend_sp
+import combinations
 from ascend_sp.compiler.pieces import Pieces
 from ascend_sp.graph.context import PassContext
 from ascend_sp.passes.overlap.saving import Saving
@@ -352,3 +353,20 @@ def test_where_warnings_are_errors_each_is_one(strict: None) -> None:
         for address in ("0x7f1", "0x7f2"):
             unsplit.Unsplit([f"at {address}"], "text").tell(error=False)
     assert len(caught) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("regional compile", ""),
+        ("offload: groups of leaves", "since Dynamo has broken it into pieces"),
+        ("offload: sequential", "since Dynamo has broken it into pieces"),
+        ("casting: fp8 layer by layer", "since Dynamo has broken it into pieces"),
+        ("attention: `flex`", "nothing is split"),
+    ],
+)
+def test_rows_of_the_page_of_combinations(what: str, told: str) -> None:
+    seen = combinations.observed(next(row for row in combinations.ROWS if row.what == what))
+    assert not seen.failed and seen.error <= combinations.ALLOWED
+    assert [told in text for text in seen.told] == [True] * bool(told)
