@@ -19,6 +19,7 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.numerics.check import NumericCheck
 from ascend_sp.compiler.pieces import Pieces, pieces_of_running
 from ascend_sp.compiler.pipeline import capture_attention, inexact_passes, optional_passes
+from ascend_sp.compiler.progress import Progress
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.ranges import ranged
 from ascend_sp.graph.context import Note, NoteKind, PassContext, source_line
@@ -91,9 +92,10 @@ def ascend_sp(
         _leave_parallel_graph(aten, own, parallel)
         names = _pytorch.named_inputs(aten, sources)
         times = {"AOTAutograd": time.perf_counter() - start}
-        return _compile(aten, inputs, names, own, config, times, pieces)
+        return _compile(aten, inputs, names, own, config, times, pieces, progress)
 
-    return _pytorch.to_aten(gm, example_inputs, compile_graph)
+    with Progress(topology.ranks[topology.rank]) as progress:
+        return _pytorch.to_aten(gm, example_inputs, compile_graph)
 
 
 def context(
@@ -128,8 +130,10 @@ def _compile(
     config: Config,
     times: dict[str, float],
     pieces: Pieces,
+    progress: Progress,
 ) -> Callable[[list[Any]], Sequence[Any]]:
     dump = Dump.create(config.dump_dir, ctx.topology.ranks[ctx.topology.rank])
+    dump.begins = progress.phase
     dump.times |= times
     static = _pytorch.static_input_indices()
     try:

@@ -167,6 +167,8 @@ def compile_aten(
     for p in passes:
         if not p.when(ctx) or p.name in config.skip_passes:
             continue
+        if dump:
+            dump.begins(p.name)
         _hold(p.requires, gm, ctx, f"before {p.name}")
         start = time.perf_counter()
         gm = _run_users(p, gm, ctx) if p.users else p.run(gm, ctx)
