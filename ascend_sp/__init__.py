@@ -31,6 +31,7 @@ from ascend_sp.runtime.errors import (
 from ascend_sp.text_encoder.apply import parallelize_text_encoder
 from ascend_sp.text_encoder.load import LoadReport, load_text_encoder
 from ascend_sp.text_encoder.report import TextEncoderReport
+from ascend_sp.weights.shard import WeightsReport, shard_weights
 
 __version__ = VERSION
 
@@ -51,9 +52,11 @@ __all__ = [
     "TopologyError",
     "UnshardedError",
     "VerificationError",
+    "WeightsReport",
     "backend",
     "explain",
     "load_text_encoder",
     "parallelize",
     "parallelize_text_encoder",
+    "shard_weights",
 ]

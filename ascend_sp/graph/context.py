@@ -189,6 +189,8 @@ class PassContext:
     """The device whose rates estimates are from; see `cost.device.find`."""
     static_inputs: frozenset[str] = frozenset()
     """Names of the placeholders that are parameters or buffers."""
+    own_inputs: frozenset[str] = frozenset()
+    """Names of those of which each rank has a part of its own, which the graph gathers."""
     notes: list[Note] = field(default_factory=list)
     results: Results = field(default_factory=Results)
 
