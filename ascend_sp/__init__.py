@@ -15,6 +15,8 @@ from ascend_sp.compiler.backend import ascend_sp as backend
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.explain import explain
 from ascend_sp.compiler.report.explanation import Explanation
+from ascend_sp.compiler.uncompiled import watch
+from ascend_sp.passes.npu.lengths import keep_lengths_symbolic
 from ascend_sp.runtime.errors import (
     AscendSPError,
     CollectiveError,
@@ -32,6 +34,10 @@ from ascend_sp.text_encoder.load import LoadReport, load_text_encoder
 from ascend_sp.text_encoder.report import TextEncoderReport
 
 __version__ = VERSION
+
+# Before Dynamo traces: it calls the backend only when it has.
+keep_lengths_symbolic()
+watch()
 
 __all__ = [
     "AscendSPError",
