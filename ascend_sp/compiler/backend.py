@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch.distributed.tensor import DTensor
 
-from ascend_sp.compiler import _pytorch, ladder
+from ascend_sp.compiler import _pytorch, ladder, uncompiled
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.gathered import has_collectives, parts_gathered
 from ascend_sp.compiler.numerics.check import NumericCheck
@@ -139,6 +139,7 @@ def _compile(
     dump = Dump.create(config.dump_dir, ctx.topology.ranks[ctx.topology.rank])
     dump.begins = progress.phase
     dump.times |= times
+    uncompiled.compiled(ctx.topology, config)
     static = _pytorch.static_input_indices()
     placeholders = [n.name for n in gm.graph.find_nodes(op="placeholder")]
     try:
@@ -157,6 +158,7 @@ def _compile(
         if not isinstance(e, AscendSPError):  # ours say it themselves
             # Its traceback is PyTorch's to print.
             log.error("graph %d failed to compile with %s", dump.number, software())  # noqa: TRY400
+        uncompiled.fails(e, ctx.topology)
         raise
     name = f"graph {dump.number}"
     run = check.wrap(lowered.run) if check else lowered.run
