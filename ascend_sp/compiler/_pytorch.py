@@ -284,7 +284,7 @@ def named_inputs(aten: fx.GraphModule, sources: Sequence[str]) -> list[str]:
 
 def _place(node: fx.Node) -> int | None:
     """Which input of the traced function a placeholder is, or is a part of."""
-    found = node.meta.get("desc")
+    found: Any = node.meta.get("desc")
     while hasattr(found, "base"):  # a part of a tensor that is made of parts
         found = found.base
     place = getattr(found, "idx", None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -214,9 +213,11 @@ def _shard(model: nn.Module, w: _Weight, mesh: DeviceMesh, rank: int) -> None:
     w.value = nn.Parameter(whole.new_empty(whole.shape, device="meta"), w.value.requires_grad)
 
 
-@cache
+_kinds: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
+
+
 def _reading_whole(kind: type[nn.Module], leaf: str) -> type[nn.Module]:
-    """`kind`, in which compiled code that reads the parameter `leaf` gathers it."""
+    """`kind`, in which compiled code that reads the parameter `leaf` gathers it; one class each."""
 
     def read(self: nn.Module) -> Any:
         value = self._parameters[leaf]
@@ -224,8 +225,10 @@ def _reading_whole(kind: type[nn.Module], leaf: str) -> type[nn.Module]:
             return value.redistribute(placements=[Replicate()]).to_local()
         return value
 
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, leaf: property(read)}
-    return type(kind.__name__, (kind,), names)
+    if (kind, leaf) not in _kinds:
+        own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        _kinds[kind, leaf] = type(kind.__name__, (kind,), {**own, leaf: property(read)})
+    return _kinds[kind, leaf]
 
 
 def _only_compiled(model: nn.Module, args: Any) -> None:
