@@ -15,6 +15,7 @@ from ascend_sp.compiler.backend import ascend_sp as backend
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.explain import explain
 from ascend_sp.compiler.report.explanation import Explanation
+from ascend_sp.parallelize import Part, PipelineReport, parallelize
 from ascend_sp.runtime.errors import (
     AscendSPError,
     CollectiveError,
@@ -42,6 +43,8 @@ __all__ = [
     "LoadReport",
     "NumericsError",
     "OpError",
+    "Part",
+    "PipelineReport",
     "RankMismatchError",
     "TextEncoderError",
     "TextEncoderReport",
@@ -51,5 +54,6 @@ __all__ = [
     "backend",
     "explain",
     "load_text_encoder",
+    "parallelize",
     "parallelize_text_encoder",
 ]
