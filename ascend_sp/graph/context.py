@@ -81,6 +81,7 @@ class NoteKind(str, Enum):
     GATHER = "gather", "Gathered"
     PACKED = "packed", "Gathered in one, or not"
     RESHARD = "reshard", "Resharded"
+    HALO = "halo", "Rows of neighbours"
     ALL_REDUCE = "all_reduce", "Sums over ranks"
     STRATEGY = "strategy", "Strategies that were not possible"
     COMPLEX = "complex", "Complex numbers left"
