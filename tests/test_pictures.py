@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.graph.cost.device import DEVICES
-from checks import worst
+from checks import collectives_of, error, free_links, worst
 from models import vae
+from processes import run, values
 from simulator import capture, simulate
 
 TOLERANCE = 2e-5
@@ -24,17 +22,7 @@ TOLERANCE = 2e-5
 @pytest.fixture(scope="module")
 def free(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A link that costs nothing: small pictures are split, too."""
-    device = replace(
-        DEVICES["cpu"],
-        name="free",
-        link_latency=1e-15,
-        link_bandwidth=1e20,
-        link_launch=0.0,
-        link_work=0.0,
-    )
-    file: Path = tmp_path_factory.mktemp("device") / "free.json"
-    file.write_text(device.to_json())
-    return Config(cost_model=str(file))
+    return Config(cost_model=free_links(tmp_path_factory.mktemp("device")))
 
 
 class Residual(nn.Module):
@@ -209,3 +197,28 @@ def test_an_autoencoder(ranks: int, free: Config) -> None:
         outputs, _, ctx, network = simulate(capture(call, x), ranks, free)
         assert worst(outputs, reference) <= TOLERANCE, [str(n) for n in ctx.notes]
         assert network.calls["all_to_all_single"] > 10
+
+
+def on_ranks(rank: int, world: int, target: str, cost_model: str) -> dict[str, Any]:
+    model = vae() if target == "eager" else decoder().eval()
+    options = {"target": target, "cost_model": cost_model}
+    x = torch.randn(1, 4 if target == "eager" else 2, 9, 7)
+    if target == "eager":
+        want = model.decode(x).sample
+        # As a user does it, so that a pipeline calls it.
+        model.decode = torch.compile(model.decode, backend="ascend_sp", options=options)
+        run = lambda: model.decode(x).sample  # noqa: E731
+    else:
+        want = model(x)
+        compiled = torch.compile(model, backend="ascend_sp", options=options)
+        run = lambda: compiled(x)  # noqa: E731
+    got = run()
+    return {"error": error(got, want), "calls": collectives_of(run)}
+
+
+@pytest.mark.parametrize(("world", "target"), [(3, "eager"), (2, "inductor")])
+def test_on_real_ranks(world: int, target: str, free: Config) -> None:
+    torch.manual_seed(0)
+    for got in values(run(on_ranks, world, target, free.cost_model, timeout=280)):
+        assert got["error"] <= TOLERANCE
+        assert got["calls"]["all_to_all_single"] >= 5

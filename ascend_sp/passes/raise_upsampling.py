@@ -16,6 +16,7 @@ from torch import fx
 from ascend_sp.graph._pytorch import OpOverload, tree_leaves, tree_map
 from ascend_sp.graph.context import PassContext, is_random
 from ascend_sp.graph.emitter import Emitter
+from ascend_sp.runtime._pytorch import without_modes
 
 aten = torch.ops.aten
 GATHERS = (aten._unsafe_index.Tensor, aten.index.Tensor)
@@ -33,7 +34,8 @@ def raise_upsampling(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     emit = Emitter(gm, "raise_upsampling")
     for node in list(gm.graph.nodes):
         if node.target in GATHERS:
-            sizes = _grown(node)
+            with without_modes():  # tables are numbers, also while the model is traced with fakes
+                sizes = _grown(node)
             if sizes is not None:
                 with emit.at(node):
                     new = emit.call(UPSAMPLES[len(sizes) - 1], node.args[0], sizes)
