@@ -16,6 +16,7 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.explain import explain
 from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.compiler.uncompiled import watch
+from ascend_sp.parallelize import Part, PipelineReport, parallelize
 from ascend_sp.passes.npu.lengths import keep_lengths_symbolic
 from ascend_sp.runtime.errors import (
     AscendSPError,
@@ -48,6 +49,8 @@ __all__ = [
     "LoadReport",
     "NumericsError",
     "OpError",
+    "Part",
+    "PipelineReport",
     "RankMismatchError",
     "TextEncoderError",
     "TextEncoderReport",
@@ -57,5 +60,6 @@ __all__ = [
     "backend",
     "explain",
     "load_text_encoder",
+    "parallelize",
     "parallelize_text_encoder",
 ]

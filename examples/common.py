@@ -179,11 +179,19 @@ class Run:
     """Seconds from the end of each step to the end of the next."""
     seconds: float = 0.0
     """From the call to the picture, prompt and VAE included."""
+    after: float = 0.0
+    """From the end of the last step to the picture: the VAE, mostly."""
 
     @property
     def step(self) -> float:
         """Median seconds a step."""
         return median(self.intervals)
+
+    def shares(self) -> str:
+        """How much of the call goes by before the steps, in them, and after the last."""
+        steps = self.step * (len(self.intervals) + 1)
+        before = max(0.0, self.seconds - steps - self.after)
+        return ", ".join(f"{part / self.seconds:.0%}" for part in (before, steps, self.after))
 
     @property
     def image(self) -> Image.Image:
@@ -212,8 +220,9 @@ def generate(pipe: Any, world: World, seed: int, label: str, **inputs: Any) -> R
         output_type="np",
     ).images[0]
     world.synchronize()
-    took = time.perf_counter() - start
-    return Run(pixels, latents[0].float().cpu(), [b - a for a, b in pairwise(ends)], took)
+    end = time.perf_counter()
+    intervals = [b - a for a, b in pairwise(ends)]
+    return Run(pixels, latents[0].float().cpu(), intervals, end - start, end - ends[-1])
 
 
 def warm_up(pipe: Any, world: World, seed: int, **inputs: Any) -> None:

@@ -46,7 +46,7 @@ class Example:
     inputs: dict[str, Any]
     """What a call is given besides size and steps: the same on all ranks."""
     encoders: tuple[str, ...]
-    """Attributes of the pipeline that ``--tep`` shards."""
+    """Components of the pipeline that ``--tep`` shards; without it, they stay whole."""
     drawing: Callable[[torch.dtype], Any] | None = None
     """Makes a pipeline with weights, too small to be timed: the picture is its then, and the times
     are the reduced one's, whose weights are random."""
@@ -160,17 +160,11 @@ def _runs(
     # The other ranks wait here, so that the runs above have the machine to themselves.
     world.wait()
 
-    shares = []
-    if args.tep:
-        for name in example.encoders:
-            split = ascend_sp.parallelize_text_encoder(getattr(pipe, name))
-            share = split.local_bytes / split.whole_bytes
-            shares.append((f"{name} on each rank", f"{share:.0%} of its bytes"))
     say(f"compiling with ascend_sp for {_ranks(world)} ...")
     with tempfile.TemporaryDirectory() as dump:
         # This line is all that a program needs; without options, nothing is written.
-        pipe.transformer = torch.compile(
-            pipe.transformer, backend="ascend_sp", options={"dump_dir": dump}
+        report = ascend_sp.parallelize(
+            pipe, options={"dump_dir": dump}, skip=() if args.tep else example.encoders
         )
         warm_up(pipe, world, args.seed, **inputs)
         count, sent = collectives(dump, world.rank)
@@ -180,7 +174,12 @@ def _runs(
     result.rows = [
         ("collectives in a step", kinds),
         ("bytes that a rank puts in, in a step", f"{sent / 2**20:.1f} MiB"),
-        *shares,
+        ("time before, in and after the steps", result.compiled.shares()),
+        *(
+            (f"{p.name} on each rank", f"{p.local_bytes / p.whole_bytes:.0%} of its bytes")
+            for p in report.parts
+            if p.local_bytes < p.whole_bytes
+        ),
     ]
     return result
 

@@ -73,7 +73,8 @@ _SCHEDULER = "Inductor's cache takes a pass over its scheduler only as a `Custom
 _TAGS = "`leaky_relu`, `ldexp` and `_conj_physical` are not tagged as pointwise"
 _MOVES = (
     "Inductor moves collectives and waits by itself (`enable_simple_overlap`): switched off in "
-    "graphs that communicate"
+    "graphs that communicate. Left on, it gives 8 of 145 kernels of a reduced FLUX another place, "
+    "and none of its collectives, waits and matmuls: those depend on each other"
 )
 PYTORCH = (
     Row(

@@ -68,6 +68,8 @@ A, B = torch.ones(4, 6), torch.ones(6, 8)
         (torch.mm, (A.bfloat16(), B.bfloat16()), 4 * 6 * 8),
         # A dtype that is not listed is as slow as the slowest.
         (torch.mm, (A.half(), B.half()), 2 * 4 * 6 * 8),
+        # Whole numbers of 8 bits are as fast as the fastest.
+        (torch._int_mm, (A.to(torch.int8), B.to(torch.int8)), 4 * 6 * 8),
         (torch.ops.aten.linear.default, (A, B.t().contiguous()), 2 * 4 * 6 * 8),
         (lambda x, w: torch.conv2d(x, w), (torch.ones(1, 3, 4, 4), torch.ones(5, 3, 2, 2)), 1080),
         (torch.exp, (A,), 24 / 4),

@@ -14,17 +14,17 @@ from models import flux, flux_inputs
 from simulator import Captured, capture, run_ranks, simulate
 
 TOLERANCE = 1e-5
-RANKS = (1, 2, 3, 4, 8)
 
-# batch, image tokens, text tokens, heads, guidance: even, uneven, shorter than the rank count.
-CASES = [
-    (1, 16, 8, 4, True),
-    (1, 16, 1, 3, False),
-    (2, 1023, 7, 3, True),
-    (2, 64, 77, 8, False),
-    (1, 4096, 512, 2, True),
-    (1, 17, 1, 2, True),
-]
+# batch, image tokens, text tokens, heads, guidance: even, uneven, shorter than the rank count. One
+# with all numbers of ranks, the others with those that are odd for them: each rank is a compile.
+CASES = {
+    (1, 16, 8, 4, True): (1, 2, 3, 4, 8),
+    (1, 16, 1, 3, False): (2, 8),
+    (2, 1023, 7, 3, True): (3, 4),
+    (2, 64, 77, 8, False): (2, 3),
+    (1, 4096, 512, 2, True): (3,),
+    (1, 17, 1, 2, True): (3, 8),
+}
 
 
 def captured_flux(
@@ -46,7 +46,7 @@ def captured_flux(
 def test_equals_eager(case: tuple) -> None:
     captured, reference = captured_flux(*case)
     assert captured.graphs == 1
-    for ranks in RANKS:
+    for ranks in CASES[case]:
         outputs, _, ctx, network = simulate(captured, ranks)
         assert worst(outputs, reference) <= TOLERANCE, ranks
         calls = {"all_to_all_single": 4 * 2, "all_gather_into_tensor": 1} if ranks > 1 else {}

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+import ascend_sp
+from ascend_sp.runtime.errors import ConfigError
 from processes import run, values
 
 CALLS: dict[str, dict[str, Any]] = {
@@ -58,15 +60,15 @@ def picture(pipe: Any, inputs: dict[str, Any]) -> np.ndarray:
     return np.asarray(image, dtype=np.int16)
 
 
-def draw(rank: int, world: int, name: str) -> tuple[int, int, np.ndarray]:
+def draw(rank: int, world: int, name: str) -> tuple[int, int, np.ndarray, dict[str, str]]:
     smaller_references()
     pipe, inputs = pipeline(name)
     want = picture(pipe, inputs)
     pipe, inputs = pipeline(name)  # cold again: some models make tables in their first call
-    options = {"target": "eager"}
-    pipe.transformer = torch.compile(pipe.transformer, backend="ascend_sp", options=options)
+    report = ascend_sp.parallelize(pipe, options={"target": "eager"})
     got = picture(pipe, inputs)
-    return int(np.abs(got - want).max()), int(want.max() - want.min()), got
+    done = {p.name: p.done for p in report.parts}
+    return int(np.abs(got - want).max()), int(want.max() - want.min()), got, done
 
 
 FAST = ("FluxPipeline", "ZImagePipeline, guided", "QwenImageEditPipeline")
@@ -82,8 +84,43 @@ FAST = ("FluxPipeline", "ZImagePipeline, guided", "QwenImageEditPipeline")
 )
 def test_the_same_picture(world: int, name: str) -> None:
     found = values(run(draw, world, name, timeout=280))
-    for difference, contrast, _ in found:
+    for difference, contrast, _, done in found:
         assert difference <= 1
         assert contrast > 100
+        assert done.pop("transformer") == "compiled"
+        assert done.pop("vae") == "whole"
+        assert set(done.values()) == {"weights split" if world > 1 else "whole"}
     # All ranks hold the same picture, to the last bit.
-    assert all((got == found[0][2]).all() for *_, got in found)
+    assert all((got == found[0][2]).all() for _, _, got, _ in found)
+
+
+def test_what_parallelize_did_is_a_table() -> None:
+    pipe, _ = pipeline("FluxPipeline")
+    encoder = pipe.text_encoder
+    report = ascend_sp.parallelize(pipe, skip=["text_encoder"])
+    assert pipe.text_encoder is encoder
+    lines = [" ".join(line.split()) for line in str(report).splitlines()]
+    sizes = {p.name: f"{p.whole_bytes / 2**20:.1f}" for p in report.parts}
+    for name, kind, text in (
+        ("text_encoder", "CLIPTextModel", "whole: as asked for"),
+        ("text_encoder_2", "T5EncoderModel", "whole: there is one rank"),
+        ("vae", "AutoencoderKL", "whole: convolutions are not split"),
+        ("transformer", "FluxTransformer2DModel", "compiled: its sequence is split in its first"),
+    ):
+        assert any(
+            line.startswith(f"{name} {kind} {sizes[name]} {sizes[name]} {text}") for line in lines
+        )
+    again = ascend_sp.parallelize(pipe)
+    assert any("compiled already" in p.why for p in again.parts)
+
+
+def test_what_parallelize_refuses() -> None:
+    pipe, _ = pipeline("FluxPipeline")
+    before = pipe.transformer
+    with pytest.raises(ConfigError, match=r"components by name, and got Linear.*torch\.compile"):
+        ascend_sp.parallelize(nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="skip names unet, but the modules of FluxPipeline are"):
+        ascend_sp.parallelize(pipe, skip=["unet"])
+    with pytest.raises(ConfigError, match="targt"):
+        ascend_sp.parallelize(pipe, options={"targt": "eager"})
+    assert pipe.transformer is before

@@ -15,6 +15,8 @@ from simulator import Captured, capture, simulate
 
 TOLERANCE = 1e-5
 RANKS = (1, 2, 3, 4, 8)
+"""Of the first case of each model; others run on `SOME`, since each rank is a compile."""
+SOME = (2, 3)
 
 
 def gathers(ctx: PassContext) -> list[str]:
@@ -49,7 +51,8 @@ def test_qwen_equals_eager(name: str, layers: int, zero_cond_t: bool) -> None:
         reference = model(**inputs)[0]
     captured = capture(model, **inputs)
     assert captured.graphs == 1
-    for ranks in RANKS:
+    first = name == next(iter(QWEN))
+    for ranks in RANKS if first else (*SOME, 8) if name == "one token of text" else SOME:
         outputs, programs, ctx, network = simulate(captured, ranks)
         assert worst(outputs, reference) <= TOLERANCE, ranks
         if ranks > 1:
@@ -109,7 +112,7 @@ def test_z_image_equals_eager(name: str) -> None:
     sizes, text = Z_IMAGE[name]
     captured, reference = captured_z_image(z_image(3, 1), sizes, text)
     assert captured.graphs == 1
-    for ranks in RANKS:
+    for ranks in RANKS if name == next(iter(Z_IMAGE)) else SOME:
         outputs, programs, ctx, network = simulate(captured, ranks)
         assert worst(outputs, reference) <= TOLERANCE, ranks
         if ranks == 1:

@@ -18,7 +18,8 @@ import torch
 from torch import fx
 
 from ascend_sp.compiler._pytorch import compiled_kernels
-from ascend_sp.graph.emitter import VIEWS, Emitter
+from ascend_sp.graph.emitter import Emitter
+from ascend_sp.graph.families import VIEWS
 from ascend_sp.graph.sizes import Size, as_shape, as_size
 
 aten = torch.ops.aten

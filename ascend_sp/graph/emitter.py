@@ -22,13 +22,12 @@ from ascend_sp.graph._pytorch import (
     tree_leaves,
     tree_map,
 )
+from ascend_sp.graph.families import VIEWS
 from ascend_sp.graph.origin import set_origin
 from ascend_sp.graph.sizes import Size, as_size, row_major
 from ascend_sp.runtime.npu import DEVICE
 
 aten = torch.ops.aten
-
-VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 
 class Emitter:

@@ -12,55 +12,45 @@ An op that is not known here keeps its complex operands and is reported.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
+from ascend_sp.graph import families
 from ascend_sp.graph._pytorch import tree_leaves, tree_map
 from ascend_sp.graph.border import Border
 from ascend_sp.graph.context import NoteKind, PassContext
-from ascend_sp.graph.emitter import VIEWS, Emitter, same_strides
+from ascend_sp.graph.emitter import Emitter, same_strides
 
 aten = torch.ops.aten
 
-MOVES = frozenset(
-    {
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.reshape.default,
-        aten.permute.default,
-        aten.transpose.int,
-        aten.t.default,
-        aten.unsqueeze.default,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.expand.default,
-        aten.repeat.default,
-        aten.slice.Tensor,
-        aten.select.int,
-        aten.unbind.int,
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.cat.default,
-        aten.stack.default,
-        aten.slice_scatter.default,
-        aten.select_scatter.default,
-        aten.flip.default,
-        aten.roll.default,
-        aten.clone.default,
-        aten.alias.default,
-        aten.detach.default,
-        aten.lift_fresh_copy.default,
-        aten.contiguous.default,
-        aten.copy.default,
-        aten.where.self,
-        aten.index.Tensor,
-        aten.index_select.default,
-        aten.gather.default,
-    }
-)
+MOVED = families.MOVES | {
+    *families.SPLITS,
+    aten.reshape.default,
+    aten.t.default,
+    aten.squeeze.default,
+    aten.squeeze.dims,
+    aten.expand.default,
+    aten.repeat.default,
+    aten.select.int,
+    aten.unbind.int,
+    aten.stack.default,
+    aten.slice_scatter.default,
+    aten.select_scatter.default,
+    aten.flip.default,
+    aten.roll.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+    aten.contiguous.default,
+    aten.copy.default,
+    aten.where.self,
+    aten.index.Tensor,
+    aten.index_select.default,
+    aten.gather.default,
+}
 """Ops that only move values."""
 
 SELECTORS = {
@@ -71,7 +61,7 @@ SELECTORS = {
 }
 """Ops with an argument that says which values are meant, and is none itself; its position."""
 
-LINEAR = MOVES | {
+LINEAR = MOVED | {
     aten.neg.default,
     aten.sum.default,
     aten.sum.dim_IntList,
@@ -254,45 +244,48 @@ class _Decomposition:
                     raise _UnknownError
 
     def _real_form(self, node: fx.Node) -> fx.Node | Parts:
-        call = self._call
-        op: Any = node.target
-        args: tuple[Any, ...] = node.args
-        if op is operator.getitem:
-            if args[0] not in self.parts:
-                raise _UnknownError
-            return self._each(node)
-        if op is aten.view_as_complex.default:
-            return self._halves(args[0])
-        if op is aten.view_as_real.default:
-            pairs = self._rotation(args[0]) or self._pairs(*self._parts(args[0]))
-            return self.emit.restride(pairs, node.meta["val"].stride())
-        if op in (aten.real.default, aten.imag.default):
-            return self._parts(args[0])[op is aten.imag.default]
-        if op is aten.complex.default:
-            return args[0], args[1]
-        if op is aten.polar.default:
-            length, angle = args
-            cos, sin = call(aten.cos.default, angle), call(aten.sin.default, angle)
-            return call(aten.mul.Tensor, length, cos), call(aten.mul.Tensor, length, sin)
-        if op in (aten._conj.default, aten._conj_physical.default, aten.conj_physical.default):
-            re, im = self._parts(args[0])
-            return re, call(aten.neg.default, im)
-        if op in (aten.mul.Tensor, aten.mul.Scalar):
-            return self._product(args[0], args[1])
-        if op in (aten.add.Tensor, aten.sub.Tensor):
-            return self._sum(node)
-        if op in (aten.div.Tensor, aten.div.Scalar) and not self._two(args[1]):
-            re, im = self._parts(args[0])
-            return call(op, re, args[1]), call(op, im, args[1])
-        if op is aten._to_copy.default:
-            return self._cast(node)
-        if op in CONSTANTS:
-            return self._fill(node, len(args))
-        if op in FILLS:
-            return self._fill(node, FILLS[op])
-        if op in LINEAR:
-            return self._each(node)
-        raise _UnknownError
+        handler = HANDLERS.get(node.target)
+        if handler is None:
+            raise _UnknownError
+        return handler(self, node)
+
+    def _item(self, node: fx.Node) -> Parts:
+        if node.args[0] not in self.parts:
+            raise _UnknownError
+        return self._each(node)
+
+    def _from_pairs(self, node: fx.Node) -> Parts:
+        return self._halves(node.args[0])  # type: ignore[arg-type]
+
+    def _to_pairs(self, node: fx.Node) -> fx.Node:
+        x: Any = node.args[0]
+        pairs = self._rotation(x) or self._pairs(*self._parts(x))
+        return self.emit.restride(pairs, node.meta["val"].stride())
+
+    def _real(self, node: fx.Node) -> fx.Node:
+        return self._parts(node.args[0])[0]
+
+    def _imaginary(self, node: fx.Node) -> fx.Node:
+        return self._parts(node.args[0])[1]
+
+    def _complex(self, node: fx.Node) -> Parts:
+        re, im = node.args
+        return re, im  # type: ignore[return-value]
+
+    def _polar(self, node: fx.Node) -> Parts:
+        length, angle = node.args
+        cos, sin = self._call(aten.cos.default, angle), self._call(aten.sin.default, angle)
+        return self._times(length, cos), self._times(length, sin)
+
+    def _conjugate(self, node: fx.Node) -> Parts:
+        re, im = self._parts(node.args[0])
+        return re, self._call(aten.neg.default, im)
+
+    def _quotient(self, node: fx.Node) -> Parts:
+        if self._two(node.args[1]):
+            raise _UnknownError
+        re, im = self._parts(node.args[0])
+        return self._call(node.target, re, node.args[1]), self._call(node.target, im, node.args[1])
 
     def _two(self, x: object) -> bool:
         return isinstance(x, complex) or x in self.parts or _is_complex(x)
@@ -323,7 +316,8 @@ class _Decomposition:
         im = b if not isinstance(d, fx.Node) and d == 0 else self._call(op, b, d, **kwargs)
         return self._call(op, a, c, **kwargs), im
 
-    def _product(self, x: Any, y: Any) -> Parts:
+    def _product(self, node: fx.Node) -> Parts:
+        x, y = node.args
         if not self._two(x) or not self._two(y):
             (re, im), factor = (self._parts(x), y) if self._two(x) else (self._parts(y), x)
             return self._times(re, factor), self._times(im, factor)
@@ -370,21 +364,22 @@ class _Decomposition:
         re, im = self._parts(node.args[0])
         return self._call(op, re, **kwargs), self._call(op, im, **kwargs)
 
-    def _fill(self, node: fx.Node, position: int) -> Parts:
-        """What makes a constant, whose value is the argument at `position` or in the op's name."""
+    def _fill(self, node: fx.Node) -> Parts:
+        """What makes a constant, whose value is an argument (`FILLS`) or in the op's name."""
+        target: Any = node.target
+        position = FILLS.get(target, len(node.args))
         values: tuple[tuple[Any, ...], ...] = ((), ())
-        if node.target in FILLS:
+        if target in FILLS:
             value = node.args[position] if len(node.args) > position else 0
             if isinstance(value, fx.Node) or "value" in node.kwargs:
                 raise _UnknownError
             re, im = self._parts(value)
             values = ((re,), (im,))
-        op: Any = node.target
         kwargs = dict(node.kwargs)
         if isinstance(kwargs.get("dtype"), torch.dtype):
             kwargs["dtype"] = node.meta["val"].dtype.to_real()
         parts = []
-        for i, each in enumerate((op, CONSTANTS.get(op, op))):
+        for i, each in enumerate((target, CONSTANTS.get(target, target))):
             args = fx.map_arg(node.args[:position], lambda n, i=i: self.parts.get(n, (n, n))[i])  # type: ignore[misc]
             parts.append(self._call(each, *args, *values[i], **kwargs))
         return parts[0], parts[1]
@@ -406,8 +401,33 @@ class _Decomposition:
                 return values[x][i] if isinstance(x, fx.Node) and x in values else x
 
             args, kwargs = tree_map(part, (node.args, dict(node.kwargs)))
-            if op in VIEWS:
+            if op in families.VIEWS:
                 out.append(self.emit.view(args[0], args[1]))
             else:
                 out.append(self._call(op, *args, **kwargs))
         return out[0], out[1]
+
+
+HANDLERS: dict[Any, Callable[[_Decomposition, fx.Node], fx.Node | Parts]] = {
+    **dict.fromkeys(LINEAR, _Decomposition._each),
+    # Behind those that move: a pad moves values and takes one to fill with.
+    **dict.fromkeys((*FILLS, *CONSTANTS), _Decomposition._fill),
+    operator.getitem: _Decomposition._item,
+    aten.view_as_complex.default: _Decomposition._from_pairs,
+    aten.view_as_real.default: _Decomposition._to_pairs,
+    aten.real.default: _Decomposition._real,
+    aten.imag.default: _Decomposition._imaginary,
+    aten.complex.default: _Decomposition._complex,
+    aten.polar.default: _Decomposition._polar,
+    aten._conj.default: _Decomposition._conjugate,
+    aten._conj_physical.default: _Decomposition._conjugate,
+    aten.conj_physical.default: _Decomposition._conjugate,
+    aten.mul.Tensor: _Decomposition._product,
+    aten.mul.Scalar: _Decomposition._product,
+    aten.add.Tensor: _Decomposition._sum,
+    aten.sub.Tensor: _Decomposition._sum,
+    aten.div.Tensor: _Decomposition._quotient,
+    aten.div.Scalar: _Decomposition._quotient,
+    aten._to_copy.default: _Decomposition._cast,
+}
+"""The real form of each op: a real node, or the parts of a complex one."""

@@ -21,7 +21,8 @@ from torch import fx
 
 from ascend_sp.graph.context import NoteKind, PassContext, is_random
 from ascend_sp.graph.cost.estimate import bytes_of, is_free, shape_of
-from ascend_sp.graph.emitter import VIEWS, Emitter, same_strides
+from ascend_sp.graph.emitter import Emitter, same_strides
+from ascend_sp.graph.families import VIEWS
 from ascend_sp.graph.origin import MATERIALISE, origin_of, set_origin
 from ascend_sp.passes.overlap.packing import Packed, with_packed
 from ascend_sp.passes.overlap.scheduler import Task, schedule, simulate

@@ -7,6 +7,8 @@ outputs. The opaque op keeps the call as the user made it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,11 @@ ALL_GATHER = _c10d.all_gather_into_tensor.default
 ALL_REDUCE = _c10d.all_reduce.default
 WAIT = _c10d.wait_tensor.default
 STARTS = (ALL_TO_ALL, ALL_GATHER, ALL_REDUCE)
+
+SCHEMA = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? attn_mask=None, bool is_causal=False, "
+    "float? scale=None, bool enable_gqa=False) -> Tensor"
+)
 
 
 def _sdpa(
@@ -37,7 +44,21 @@ def _sdpa(
     )
 
 
-_attention = torch.library.custom_op(f"{NAMESPACE}::attention", _sdpa, mutates_args=())
+def _by_heads(q: Tensor, v: Tensor, batch: int, heads: int) -> Tensor:
+    """A result that lies as ``[B, S, H, E]``."""
+    return q.new_empty(batch, q.shape[2], heads, v.shape[3]).transpose(1, 2)
+
+
+def _not_lowered(*args: Any, **kwargs: Any) -> Tensor:
+    raise NotImplementedError("split_attention stands for communication; a pass must expand it")
+
+
+_attention = torch.library.custom_op(
+    f"{NAMESPACE}::attention", _sdpa, mutates_args=(), schema=SCHEMA
+)
+_split_attention = torch.library.custom_op(
+    f"{NAMESPACE}::split_attention", _not_lowered, mutates_args=(), schema=SCHEMA
+)
 
 
 @_attention.register_fake
@@ -54,9 +75,14 @@ def _(
         # In the order in which Ascend's fused attention writes, so that what users write behind
         # it (transpose, then merge the heads) is traced as a view.
         b, h = torch.broadcast_shapes(q.shape[:2], *(() if enable_gqa else (k.shape[:2],)))
-        return q.new_empty(b, q.shape[2], h, v.shape[3]).transpose(1, 2)
+        return _by_heads(q, v, b, h)
     # Elsewhere the strides are those of the kernel that will run.
     return _sdpa(q, k, v, attn_mask, is_causal, scale, enable_gqa)
+
+
+@_split_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _by_heads(q, v, *q.shape[:2])
 
 
 attention = torch.ops.ascend_sp.attention.default
@@ -65,34 +91,6 @@ attention = torch.ops.ascend_sp.attention.default
 q is ``[B, H, S, D]``, k ``[B, G, T, D]``, v ``[B, G, T, E]``, the result ``[B, H, S, E]``, with the
 meaning of `torch.nn.functional.scaled_dot_product_attention` at dropout 0.
 """
-
-
-@torch.library.custom_op(f"{NAMESPACE}::split_attention", mutates_args=())
-def _split_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    raise NotImplementedError("split_attention stands for communication; a pass must expand it")
-
-
-@_split_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    b, h, s, _ = q.shape
-    return q.new_empty(b, s, h, v.shape[3]).transpose(1, 2)
-
 
 split_attention = torch.ops.ascend_sp.split_attention.default
 """`attention` with shards of the sequences: q ``[B, H, s, D]``, k ``[B, G, t, D]``, v likewise.

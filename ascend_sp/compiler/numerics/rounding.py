@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from ascend_sp.compiler.numerics.lockstep import wide_dtype
 from ascend_sp.graph._pytorch import tree_map
 from ascend_sp.graph.cost.estimate import is_free
-from ascend_sp.passes.overlap.tasks import MOVES
+from ascend_sp.graph.families import MOVES
 
 
 class Rounded(fx.Interpreter):

@@ -17,14 +17,15 @@ from torch.utils.flop_counter import flop_registry
 
 from ascend_sp.graph._pytorch import OpOverload, is_pointwise, tree_leaves
 from ascend_sp.graph.cost.device import DeviceModel, LinkCost
+from ascend_sp.graph.families import QUANTISED, name_of
 from ascend_sp.graph.npu_names import OPS as NPU_ATTENTION
 from ascend_sp.graph.sizes import row_major
 from ascend_sp.runtime.ops import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, STARTS, WAIT
 
 aten = torch.ops.aten
 
-LINEAR = (aten.linear.default, aten.matmul.default)
-"""Products that the registry of PyTorch's flop counter does not have."""
+LINEAR = frozenset({"aten::linear", "aten::matmul"})
+"""Products that the registry of PyTorch's flop counter does not have, besides quantised ones."""
 TRANSCENDENTAL = frozenset(
     {
         *("exp", "exp2", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "atan2", "pow"),
@@ -120,7 +121,11 @@ class Estimator:
             return flops / self.device.attention_rate(outputs[0].dtype)
         flops = product_flops(node)
         if flops is not None:
-            return flops / self.device.product_rate(outputs[0].dtype)
+            d = self.device
+            # The units that multiply numbers of fewer bits are at least as fast as all others.
+            fewer_bits = name_of(node) in QUANTISED
+            rate = max(d.matmul.values()) if fewer_bits else d.product_rate(outputs[0].dtype)
+            return flops / rate
         if _name(node) not in TRANSCENDENTAL or _is_whole_power(node):
             return 0.0
         return _numel(outputs[0]) / self.device.transcendental
@@ -253,7 +258,8 @@ def product_flops(node: fx.Node) -> float | None:
     if not isinstance(target, OpOverload):
         return None
     out = tensors_of(node)
-    if target in LINEAR:
+    name = name_of(node)
+    if name in LINEAR or name in QUANTISED:
         x: Any = node.args[0]
         return 2.0 * _numel(out[0]) * shape_of(x.meta["val"])[-1]
     formula = flop_registry.get(target.overloadpacket)
@@ -286,8 +292,7 @@ def _is_whole_power(node: fx.Node) -> bool:
 
 def _name(node: fx.Node) -> str:
     """Name of an op without namespace and overload."""
-    schema = getattr(node.target, "_schema", None)
-    return schema.name.split("::")[-1] if schema is not None else ""
+    return name_of(node).split("::")[-1]
 
 
 def tensors_of(node: Any) -> list[torch.Tensor]:

@@ -17,12 +17,12 @@ import torch
 from torch import fx
 
 from ascend_sp.graph.context import PassContext
-from ascend_sp.graph.emitter import VIEWS, Emitter, as_shape_of, widened_source
+from ascend_sp.graph.emitter import Emitter, as_shape_of, widened_source
+from ascend_sp.graph.families import SPLITS, VIEWS
 from ascend_sp.graph.sizes import equal
 from ascend_sp.runtime.npu import npu_op
 
 aten = torch.ops.aten
-SPLITS = (aten.split.Tensor, aten.split_with_sizes.default)
 MAX_DIM = 896
 """Channels a head, a limit of the op (its page in the op-plugin documents)."""
 

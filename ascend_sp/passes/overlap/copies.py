@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from ascend_sp.graph.cost.estimate import Estimator, is_free
+from ascend_sp.graph.families import MOVES
 from ascend_sp.graph.origin import exchange_of
-from ascend_sp.passes.overlap.tasks import MOVES
 from ascend_sp.runtime.ops import STARTS
 
 

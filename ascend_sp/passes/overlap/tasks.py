@@ -11,45 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-import torch
 from torch import fx
 
 from ascend_sp.graph.context import is_random
 from ascend_sp.graph.cost.estimate import Estimator
+from ascend_sp.graph.families import ATTENDS, MOVES, is_product, name_of
 from ascend_sp.graph.origin import MATERIALISE, exchange_of, origin_of
 from ascend_sp.passes.overlap.scheduler import Task
-from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS, attention
-
-aten = torch.ops.aten
-MOVES = frozenset(
-    {
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.permute.default,
-        aten.transpose.int,
-        aten.slice.Tensor,
-        aten.clone.default,
-        aten.cat.default,
-        aten.unsqueeze.default,
-        aten.squeeze.dim,
-        aten.constant_pad_nd.default,
-    }
-)
-"""Ops that only rearrange what they are given."""
-PRODUCTS = frozenset(
-    {
-        aten.mm.default,
-        aten.addmm.default,
-        aten.bmm.default,
-        aten.baddbmm.default,
-        aten.matmul.default,
-        aten.linear.default,
-        aten.convolution.default,
-        aten.scaled_dot_product_attention.default,
-        attention,
-    }
-)
-"""Work that no lowering merges into its neighbours, so that it stays where it is put."""
+from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS
 
 Seconds = Callable[[fx.Node], float]
 Behind: TypeAlias = "dict[fx.Node, frozenset[int]]"
@@ -137,7 +106,9 @@ def add_tasks(
             drawn = len(tasks)
         behind[node] = frozenset({len(tasks)})
         serves = exchange_of(node) if node.target is ALL_TO_ALL else ""
-        fills = not starts and not random and (not fuses or node.target in PRODUCTS)
+        # No lowering merges products or attention into their neighbours: they stay where put.
+        stays = not fuses or is_product(node) or name_of(node) in ATTENDS
+        fills = not starts and not random and stays
         tasks.append(Task(node.name, cost, tuple(sorted(needs)), starts, work, serves, fills))
         node_of.append(node)
     return node_of

@@ -19,6 +19,7 @@ from ascend_sp.graph._pytorch import (
     is_pointwise,
 )
 from ascend_sp.graph.cost.estimate import is_free, tensors_of
+from ascend_sp.graph.families import DENSE, name_of
 from ascend_sp.passes.sharding.plan import operand_nodes, shapes
 from ascend_sp.runtime.ops import attention as attention_op
 
@@ -31,7 +32,6 @@ IN_ONE_OP = {
 """Ops that attend, but are not `ascend_sp::attention`, and what to do about them."""
 _NAMED = re.compile("attention|attn")
 _SOFTMAX = (aten._softmax.default, aten.softmax.int, aten._safe_softmax.default)
-_PRODUCTS = (aten.bmm.default, aten.baddbmm.default, aten.mm.default, aten.matmul.default)
 _COPIES = (aten.clone.default, aten._to_copy.default)
 
 
@@ -108,11 +108,11 @@ def _is_written_out(softmax: fx.Node, of_data: set[fx.Node]) -> bool:
 
     With one that only weights decide, it is a router or the like.
     """
-    scores = (x for x in _walk(softmax, lambda n: n.all_input_nodes) if x.target in _PRODUCTS)
+    scores = (x for x in _walk(softmax, lambda n: n.all_input_nodes) if name_of(x) in DENSE)
     # In front of the two factors may stand what is added to their product.
     if not any(all(x in of_data for x in s.args[:3][-2:]) for s in scores):
         return False
-    return any(n.target in _PRODUCTS for n in _walk(softmax, lambda n: n.users))
+    return any(name_of(n) in DENSE for n in _walk(softmax, lambda n: n.users))
 
 
 def _walk(start: fx.Node, neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> Iterator[fx.Node]:

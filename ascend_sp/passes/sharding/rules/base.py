@@ -130,27 +130,18 @@ BY_NAME: dict[str, Rule] = {}
 """Rules of ops that a package which may be absent defines, as ``namespace::op``."""
 
 
-def rule(*ops: OpOverload) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule of `ops`; each op has at most one."""
+def rule(*ops: OpOverload | str) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of `ops`; each op has at most one.
+
+    An op of a package that may be absent is given by its name, ``namespace::op``.
+    """
 
     def register(fn: Rule) -> Rule:
         for op in ops:
-            if op in RULES:
-                raise ValueError(f"{op} has a rule already: {RULES[op].__name__}")
-            RULES[op] = fn
-        return fn
-
-    return register
-
-
-def rule_by_name(*names: str) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule of ops that may not be there."""
-
-    def register(fn: Rule) -> Rule:
-        for name in names:
-            if name in BY_NAME:
-                raise ValueError(f"{name} has a rule already: {BY_NAME[name].__name__}")
-            BY_NAME[name] = fn
+            table: dict[Any, Rule] = BY_NAME if isinstance(op, str) else RULES
+            if op in table:
+                raise ValueError(f"{op} has a rule already: {table[op].__name__}")
+            table[op] = fn
         return fn
 
     return register

@@ -18,7 +18,7 @@ from ascend_sp.passes.sharding.rules.base import (
     named,
     normal_dim,
     rows,
-    rule_by_name,
+    rule,
 )
 from ascend_sp.passes.sharding.rules.norms import layer_norm
 from ascend_sp.passes.sharding.rules.pointwise import pointwise
@@ -27,7 +27,7 @@ WEIGHT = "the weight of a norm is sharded"
 ROWS = "a norm runs over the sequence"
 
 
-@rule_by_name("npu::npu_rms_norm", "npu::npu_gemma_rms_norm")
+@rule("npu::npu_rms_norm", "npu::npu_gemma_rms_norm")
 def rms_norm(call: Call) -> Answer:
     """``([b, s, c], [c]) -> [b, s, c]`` and the statistics ``[b, s, 1]``."""
     x, gamma = named(call, "input", "gamma")
@@ -38,7 +38,7 @@ def rms_norm(call: Call) -> Answer:
     return rows(call, x.shard, x)
 
 
-@rule_by_name("npu::npu_add_rms_norm", "npu::npu_add_rms_norm_cast", "npu::npu_add_layer_norm")
+@rule("npu::npu_add_rms_norm", "npu::npu_add_rms_norm_cast", "npu::npu_add_layer_norm")
 def add_norm(call: Call) -> Answer:
     """``([b, s, c], [b, s, c], [c]) -> [b, s, c]``, statistics ``[b, s, 1]``, the sum."""
     a, b, gamma = named(call, "x1", "x2", "gamma")
@@ -53,13 +53,13 @@ def add_norm(call: Call) -> Answer:
     return rows(call, split, a, b)
 
 
-@rule_by_name("npu::npu_layer_norm_eval")
+@rule("npu::npu_layer_norm_eval")
 def layer_norm_eval(call: Call) -> Answer:
     """``([b, s, c], [c], [c]) -> [b, s, c]``."""
     return layer_norm(call)
 
 
-@rule_by_name("npu::npu_swiglu", "npu::npu_geglu", "npu::npu_gelu_mul")
+@rule("npu::npu_swiglu", "npu::npu_geglu", "npu::npu_gelu_mul")
 def gated(call: Call) -> Answer:
     """``[b, s, 2c] -> [b, s, c]``: one half of the channels gates the other."""
     x = call.operands[0]
@@ -69,7 +69,7 @@ def gated(call: Call) -> Answer:
     return rows(call, x.shard, x)
 
 
-@rule_by_name(
+@rule(
     "npu::fast_gelu",
     "npu::npu_fast_gelu",
     "npu::npu_gelu",
@@ -81,7 +81,7 @@ def activation(call: Call) -> Answer:
     return pointwise(call)
 
 
-@rule_by_name("npu::npu_linear")
+@rule("npu::npu_linear")
 def linear(call: Call) -> Answer:
     """``([s, k], [n, k], [n]) -> [s, n]``."""
     (x,) = named(call, "input")
@@ -90,7 +90,7 @@ def linear(call: Call) -> Answer:
     return rows(call, x.shard, x)
 
 
-@rule_by_name("npu::npu_rotary_mul", "npu::npu_interleave_rope")
+@rule("npu::npu_rotary_mul", "npu::npu_interleave_rope")
 def rotary(call: Call) -> Answer:
     """``([b, s, n, d], [1, s, 1, d], [1, s, 1, d]) -> [b, s, n, d]``: tables broadcast over rows.
 

@@ -18,7 +18,7 @@ from ascend_sp.passes.sharding.rules.base import (
     named,
     normal_dim,
     rows,
-    rule_by_name,
+    rule,
 )
 from ascend_sp.passes.sharding.rules.quantised import SCALES, WEIGHT, of_rows, rows_lead
 
@@ -26,7 +26,7 @@ GROUPS = "rows are quantised in groups"
 CHANNELS = "the channels of what is quantised are sharded"
 
 
-@rule_by_name("npu::npu_quant_matmul", "npu::npu_quant_matmul_gelu")
+@rule("npu::npu_quant_matmul", "npu::npu_quant_matmul_gelu")
 def quant_matmul(call: Call) -> Answer:
     """``([b, s, k], [k, n], [n], pertoken_scale=[s]) -> [b, s, n]``."""
     scales = "x1_scale" if "gelu" in call.op.name() else "pertoken_scale"
@@ -38,7 +38,7 @@ def quant_matmul(call: Call) -> Answer:
     return _product(call, x, scale, len(call.outputs[0]) - x.ndim)
 
 
-@rule_by_name("npu::npu_quant_matmul_dequant")
+@rule("npu::npu_quant_matmul_dequant")
 def quant_matmul_dequant(call: Call) -> Answer:
     """``([s, k], [n, k], [n]) -> [s, n]``: rows are quantised inside, or by ``x_scale: [s]``."""
     x, scale, offset, mode = named(call, "x", "x_scale", "x_offset", "quant_mode")
@@ -49,21 +49,21 @@ def quant_matmul_dequant(call: Call) -> Answer:
     return _product(call, x, scale)
 
 
-@rule_by_name("npu::npu_weight_quant_batchmatmul")
+@rule("npu::npu_weight_quant_batchmatmul")
 def weight_quant_matmul(call: Call) -> Answer:
     """``([s, k], [k, n], [n] or [groups, n]) -> [s, n]``; activations are not quantised."""
     (x,) = named(call, "x")
     return rows(call, x.shard, x) if rows_lead(x) else Reshard(WEIGHT)
 
 
-@rule_by_name("npu::npu_dequant_bias")
+@rule("npu::npu_dequant_bias")
 def dequant_bias(call: Call) -> Answer:
     """``([s, n], [n], [s], [n]) -> [s, n]``: the result of an integer matmul becomes a float."""
     x, scale = named(call, "x", "activation_scale")
     return _product(call, x, scale) if rows_lead(x) else Reshard(CHANNELS)
 
 
-@rule_by_name("npu::npu_dynamic_quant", "npu::npu_dynamic_quant_asymmetric")
+@rule("npu::npu_dynamic_quant", "npu::npu_dynamic_quant_asymmetric")
 def dynamic_quant(call: Call) -> Answer:
     """``[b, s, k] -> [b, s, k], [b, s]``, and the offsets ``[b, s]`` where it is asymmetric."""
     x, groups, mode = named(call, "input", "group_index", "quant_mode")
@@ -76,14 +76,14 @@ def dynamic_quant(call: Call) -> Answer:
     return rows(call, x.shard, x)
 
 
-@rule_by_name("npu::npu_gelu_quant")
+@rule("npu::npu_gelu_quant")
 def gelu_quant(call: Call) -> Answer:
     """``[b, s, k] -> [b, s, k], [b, s]``: the scales of the rows, if it finds them itself."""
     (x,) = named(call, "input")
     return rows(call, x.shard, x) if rows_lead(x) else Reshard(CHANNELS)
 
 
-@rule_by_name("npu::npu_quantize", "npu::npu_anti_quant")
+@rule("npu::npu_quantize", "npu::npu_anti_quant")
 def by_given_scale(call: Call) -> Answer:
     """``([b, s, k], [k] or [1]) -> [b, s, k]`` by scales that are known; packed, `k` changes."""
     x, *scales = call.operands

@@ -21,7 +21,7 @@ from ascend_sp.passes.sharding.rules.base import (
     inputs_of,
     named,
     rows,
-    rule_by_name,
+    rule,
 )
 
 WEIGHT = "a quantised weight, or the channels that it multiplies, are sharded"
@@ -33,7 +33,7 @@ def rows_lead(x: Operand) -> bool:
     return isinstance(x.placement, Shard) and x.shard.dim < x.ndim - 1
 
 
-@rule_by_name(
+@rule(
     "aten::_weight_int8pack_mm",
     "aten::_weight_int4pack_mm",
     "aten::_weight_int4pack_mm_for_cpu",
@@ -46,14 +46,14 @@ def packed(call: Call) -> Answer:
     return rows(call, x.shard, x) if rows_lead(x) else Reshard(WEIGHT)
 
 
-@rule_by_name("aten::_scaled_mm")
+@rule("aten::_scaled_mm")
 def scaled_mm(call: Call) -> Answer:
     """``([s, k], [k, n], [s, 1], [1, n]) -> [s, n]``; a scale of one value is for all rows."""
     x, scale = named(call, "self", "scale_a")
     return _scaled(call, x, scale)
 
 
-@rule_by_name("aten::_scaled_mm_v2")
+@rule("aten::_scaled_mm_v2")
 def scaled_mm_v2(call: Call) -> Answer:
     """``([s, k], [k, n], [[s, 1], ...], [[1, n], ...]) -> [s, n]``, not swizzled."""
     x, scales, swizzles = named(call, "self", "scale_a", "swizzle_a")
@@ -62,27 +62,27 @@ def scaled_mm_v2(call: Call) -> Answer:
     return _scaled(call, x, *scales)
 
 
-@rule_by_name("torchao::float8_linear_cpu", "torchao::int_scaled_matmul")
+@rule("torchao::float8_linear_cpu", "torchao::int_scaled_matmul")
 def scaled_linear(call: Call) -> Answer:
     """``([s, k], [s, 1], weight, ...) -> [s, n]``; `int_scaled_matmul` has the scales last."""
     which = ("a", "scales1") if "a" in _arguments(call) else ("input", "input_scales")
     return _scaled(call, *named(call, *which))
 
 
-@rule_by_name("torchao::da8w4_linear_cpu")
+@rule("torchao::da8w4_linear_cpu")
 def scaled_and_shifted_linear(call: Call) -> Answer:
     """``([s, k], [s], [s], weight, ...) -> [s, n]``: the rows have zero points, too."""
     return _scaled(call, *named(call, "input", "input_scales", "input_qzeros"))
 
 
-@rule_by_name("torchao::int_matmul")
+@rule("torchao::int_matmul")
 def integer_product(call: Call) -> Answer:
     """``([s, k], [k, n]) -> [s, n]``."""
     x = call.operands[0]
     return rows(call, x.shard, x) if rows_lead(x) else Reshard(WEIGHT)
 
 
-@rule_by_name(
+@rule(
     "torchao::quantize_affine_float8_non_decomposed",
     "torchao::dequantize_affine_float8_non_decomposed",
 )
