@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,12 @@ def misuse(rank: int, world: int) -> list[str]:
     told(lambda: ascend_sp.shard_weights(model))
     told(lambda: model(x()))
     told(lambda: model.blocks[0].norm1.weight.data.add_(torch.ones(12)))
+    torch.manual_seed(0)
+    model = SelfAttention(12, 3)
+    pipe = SimpleNamespace(components={"net": model}, net=model)
+    (part,) = ascend_sp.parallelize(pipe, budget=0.75).parts
+    assert 0.7 * part.whole_bytes < part.local_bytes <= 0.75 * part.whole_bytes
+    assert pipe.net is not model
     return out
 
 
