@@ -37,6 +37,9 @@ from ascend_sp.weights.shard import WeightsReport, shard_weights
 
 __version__ = VERSION
 
+load_weights = load_text_encoder
+"""The same for every model that `shard_weights` has sharded."""
+
 # Before Dynamo traces: it calls the backend only when it has.
 keep_lengths_symbolic()
 watch()
@@ -62,6 +65,7 @@ __all__ = [
     "backend",
     "explain",
     "load_text_encoder",
+    "load_weights",
     "parallelize",
     "parallelize_text_encoder",
     "shard_weights",

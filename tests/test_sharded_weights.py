@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -164,6 +166,27 @@ def test_misuse_is_an_error_on_every_rank() -> None:
         assert "sharded already" in twice
         assert "whole in compiled programs only" in eager
         assert "mixed torch.Tensor and DTensor" in fused
+
+
+def loaded(rank: int, world: int, folder: str) -> tuple[float, int, int, int]:
+    """Built without memory, sharded, then read: nothing but the rank's part."""
+    with init_empty_weights(include_buffers=False):
+        model = flux(1, 1)
+    sharded = ascend_sp.shard_weights(model)
+    read = ascend_sp.load_weights(model.eval(), folder)
+    options = {"target": "eager", "on_unsharded": "error"}
+    with torch.no_grad():
+        want = flux(1, 1)(**flux_inputs())[0]
+        got = torch.compile(model, backend="ascend_sp", options=options)(**flux_inputs())[0]
+    held = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
+    return (got - want).abs().max().item(), held, read.bytes_read, sharded.local_bytes
+
+
+def test_weights_are_read_shard_by_shard(tmp_path: Path) -> None:
+    flux(1, 1).save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    for error, held, read, local in values(run(loaded, 2, str(tmp_path / "model"))):
+        assert error <= 1e-5
+        assert held <= read == local
 
 
 def test_one_rank_changes_nothing() -> None:

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ascend_sp.runtime import guards, replicas
 from ascend_sp.runtime.errors import ConfigError
-from ascend_sp.runtime.topology import resolve, sequence_dim
+from ascend_sp.runtime.topology import device_type_of, resolve, sequence_dim
 
 _STEP = guards.Step.named("shards its weights")
 _TIMEOUT = 300.0
@@ -87,7 +87,8 @@ def shard_weights(
     `state_dict` holds DTensors under the usual names: `DTensor.full_tensor` makes one whole.
 
     Args:
-        model: any module, with whole weights. Parameters on ``meta`` stay there.
+        model: any module, with whole weights. Parameters on ``meta`` stay there; `load_weights`
+            then reads this rank's part of each.
         mesh: 1-D, or with a dim named ``"sp"``; None takes all ranks. Without a process group, or
             on one rank, nothing is changed.
         budget: how much of the weights a rank may hold between steps: bytes, or as a float a share
@@ -114,7 +115,7 @@ def shard_weights(
             f"{type(model).__name__} is sharded already: it holds DTensors. Call shard_weights "
             "once, on a model with whole weights."
         )
-    device = next((w.value.device.type for w in weights if not w.value.is_meta), "cpu")
+    device = device_type_of(model)
     topology = resolve(None, mesh, device)
     size = topology.size
     for w in weights:
