@@ -52,7 +52,6 @@ def shares(captured: Captured, ranks: int = 2, rank: int = 0, **options: Any) ->
         (3, 2, False, torch.float32),
         (4, 2, True, torch.bfloat16),
         (7, 1, True, torch.float32),
-        (7, 2, False, torch.bfloat16),
     ],
 )
 def test_the_same_values(ranks: int, batch: int, bias: bool, dtype: torch.dtype) -> None:
