@@ -36,6 +36,8 @@ class Captured:
     gm: fx.GraphModule
     inputs: list[Any]
     graphs: int = 1
+    static: tuple[int, ...] = ()
+    """Which inputs are parameters or buffers."""
 
     def copy(self) -> fx.GraphModule:
         return copied(self.gm)
@@ -101,7 +103,8 @@ def intercept(
         gm = capture_attention(gm, PassContext(_topology(0, ranks)))
 
         def compile_graph(aten: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-            return lambda values: run(Captured(aten, list(values)))
+            static = tuple(_pytorch.static_input_indices())
+            return lambda values: run(Captured(aten, list(values), static=static))
 
         return _pytorch.to_aten(gm, example_inputs, compile_graph)
 
@@ -177,6 +180,8 @@ def compile_rank(
     config = config or SEPARATE
     gm, topology = captured.copy(), _topology(rank, size)
     ctx = context(gm, captured.inputs, config, topology, ())
+    inputs = gm.graph.find_nodes(op="placeholder")
+    ctx.static_inputs = frozenset(inputs[i].name for i in captured.static)
     return compile_aten(gm, ctx, config, passes=passes), ctx
 
 

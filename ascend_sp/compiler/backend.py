@@ -119,6 +119,7 @@ def context(
         on_unsharded=config.on_unsharded,
         overlap=config.async_,
         strategy=config.strategy,
+        split_features=config.split_features,
         memory_budget=config.memory_budget,
         cost_model=config.cost_model,
         static_inputs=_names(aten, _pytorch.static_input_indices()),

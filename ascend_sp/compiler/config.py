@@ -31,6 +31,10 @@ def _flag(value: Any) -> bool:
     raise ValueError
 
 
+def _flag_or_auto(value: Any) -> str:
+    return "auto" if value == "auto" else "on" if _flag(value) else "off"
+
+
 def _positive(value: Any) -> int:
     if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
         raise ValueError
@@ -182,6 +186,14 @@ class Config:
         "auto, separate, packed, pipelined or pipelined:N (N >= 2 groups of heads)",
         "How ranks exchange queries, keys and values; auto chooses for each attention by estimated "
         "cost.",
+    )
+    split_features: str = _option(
+        "auto",
+        _flag_or_auto,
+        "auto, 1/true/on or 0/false/off",
+        "Of products without tokens (modulation, embeddings of the time) each rank computes some "
+        "output features, and these are gathered: auto where it pays by estimated cost, on "
+        "wherever it is possible.",
     )
     memory_budget: float = _option(
         0.1,

@@ -32,6 +32,7 @@ from ascend_sp.passes.raise_upsampling import raise_upsampling
 from ascend_sp.passes.schedule_collectives import schedule_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
+from ascend_sp.passes.split_features import split_features
 from ascend_sp.passes.ulysses import ulysses
 from ascend_sp.passes.unfuse_bias import unfuse_bias
 from ascend_sp.runtime.errors import ConfigError, VerificationError
@@ -120,6 +121,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(fuse_attention, (EXCHANGED,), when=_fused_attention, optional=True, exact=False),
     # A product rounds to half precision before a bias is added, and not after.
     Pass(unfuse_bias, when=_inductor_on_cpu, optional=True, exact=False),
+    # Before the order, which is asked what it gains. Fewer features may have another kernel.
+    Pass(split_features, (PLACED, EXCHANGED), when=_several_ranks, optional=True, exact=False),
     # Before the order, which is asked what it costs that values wait for each other.
     Pass(pack_gathers, (PLACED, EXCHANGED), when=_several_ranks, optional=True),
     Pass(schedule_collectives, (PLACED, EXCHANGED), when=_several_ranks, optional=True),

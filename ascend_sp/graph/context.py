@@ -80,6 +80,7 @@ class NoteKind(str, Enum):
     UNSHARDED = "unsharded", "Not split, and why"
     GATHER = "gather", "Gathered"
     PACKED = "packed", "Gathered in one, or not"
+    FEATURES = "features", "Products without tokens, split by output features or not"
     RESHARD = "reshard", "Resharded"
     HALO = "halo", "Rows of neighbours"
     ALL_REDUCE = "all_reduce", "Sums over ranks"
@@ -184,6 +185,8 @@ class PassContext:
     """Whether collectives are hidden behind compute."""
     strategy: str = "auto"
     """How attentions exchange rows for heads; see `overlap.strategies.parse`."""
+    split_features: str = "auto"
+    """Whether products without tokens are split by output features: ``auto``, ``on``, ``off``."""
     memory_budget: float = 0.1
     """Share by which an order may raise the peak of memory."""
     cost_model: str = "auto"

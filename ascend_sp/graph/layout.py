@@ -28,6 +28,9 @@ GLOBAL_SHAPES = "ascend_sp_global_shapes"
 INPUTS = "ascend_sp_inputs"
 """Meta key: the placements of a node's operands, where it has sharded ones."""
 
+SHARE = "ascend_sp_share"
+"""Meta key: a rank computes only some features of a value that has no sequence."""
+
 
 @dataclass(frozen=True)
 class Seam:

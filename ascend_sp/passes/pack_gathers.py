@@ -14,7 +14,6 @@ of them is needed for another, and nothing is sent later because they travel tog
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import torch
 from torch import fx
@@ -24,9 +23,8 @@ from ascend_sp.graph.cost.estimate import bytes_of, is_free, shape_of
 from ascend_sp.graph.emitter import Emitter, same_strides
 from ascend_sp.graph.families import VIEWS
 from ascend_sp.graph.origin import MATERIALISE, origin_of, set_origin
-from ascend_sp.passes.overlap.packing import Packed, with_packed
-from ascend_sp.passes.overlap.scheduler import Task, schedule, simulate
-from ascend_sp.passes.overlap.tasks import Program, neutral_seconds, program
+from ascend_sp.passes.overlap.packing import Packed, Trial
+from ascend_sp.passes.overlap.scheduler import Task
 from ascend_sp.passes.sharding import redistribute
 from ascend_sp.runtime.ops import ALL_GATHER, STARTS, WAIT
 
@@ -79,12 +77,11 @@ def _together(graph: fx.Graph) -> list[list[fx.Node]]:
     return [group for group in reversed(groups.values()) if len(group) > 1]
 
 
-class _Trial:
+class _Trial(Trial):
     """Estimated steps of a graph with some of its gathers packed."""
 
     def __init__(self, gm: fx.GraphModule, ctx: PassContext) -> None:
-        self.gm, self.ctx = gm, ctx
-        self.estimator = ctx.estimator(fuses=False)
+        super().__init__(gm, ctx)
         self.chosen: list[Packed] = []
         self.seconds: float | None = None
         """Of a step with what is chosen so far."""
@@ -100,7 +97,7 @@ class _Trial:
         tried: dict[int, tuple[float, list[Packed]]] = {}
         for k in sizes:
             packed = [self._packed([group[i] for i in sorted(order[n - k :])]) for group in groups]
-            tried[k] = self._step([*self.chosen, *packed])[0], packed
+            tried[k] = self.step([*self.chosen, *packed])[0], packed
         tried[0] = apart if self.seconds is None else self.seconds, []
         best = min(tried, key=lambda k: tried[k][0])  # of equals the first: fewest collectives
         self.seconds, packed = tried[best]
@@ -126,22 +123,6 @@ class _Trial:
         moved = [n * ranks for n, g in zip(sizes, group, strict=True) if _in_place(g)]
         return e.copy_seconds(sum(sizes)), sum(map(e.copy_seconds, moved))
 
-    @cached_property
-    def program(self) -> Program:
-        """The graph as it is."""
-        e = self.estimator
-        return program(self.gm.graph.nodes, neutral_seconds(e), e, self.ctx.fuses)
-
-    @cached_property
-    def index(self) -> dict[fx.Node, int]:
-        """The task of each node that is one."""
-        return {n: i for i, n in enumerate(self.program.node_of)}
-
-    @cached_property
-    def apart(self) -> tuple[float, dict[int, float]]:
-        """What `_step` says if nothing is packed."""
-        return self._step([])
-
     def _packed(self, group: Sequence[fx.Node]) -> Packed:
         pack, unpack = self._copies(group)
         size = sum(bytes_of(_sent(n)) for n in group)
@@ -154,13 +135,6 @@ class _Trial:
                 Task("unpack", unpack),
             ),
         )
-
-    def _step(self, packed: list[Packed]) -> tuple[float, dict[int, float]]:
-        """Estimated seconds of a step, and when the device comes to each task of the graph."""
-        tasks, new = with_packed(self.program.tasks, packed)
-        order = schedule(tasks) if self.ctx.overlap else range(len(tasks))
-        run = simulate(tasks, order)
-        return run.makespan, {i: run.reached[t] for i, t in new.items()}
 
 
 def _sizes(n: int) -> Iterator[int]:

@@ -1,16 +1,21 @@
-"""Transfers of a program that become one, as tasks for the scheduler."""
+"""Operations of a program that become one, as tasks for the scheduler, and what that would gain."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from ascend_sp.passes.overlap.scheduler import Task
+from torch import fx
+
+from ascend_sp.graph.context import PassContext
+from ascend_sp.passes.overlap.scheduler import Task, schedule, simulate
+from ascend_sp.passes.overlap.tasks import Program, neutral_seconds, program
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Some transfers of a list of tasks, none of which needs another, and what replaces them."""
+    """Some of a list of tasks, none of which needs another, and what replaces them."""
 
     members: tuple[int, ...]
     """In program order."""
@@ -21,9 +26,9 @@ class Packed:
 def with_packed(
     tasks: Sequence[Task], packed: Iterable[Packed]
 ) -> tuple[list[Task], dict[int, int]]:
-    """`tasks` with transfers made one, each in the place of its last member.
+    """`tasks` with those of each of `packed` made one, in the place of its last member.
 
-    What needs an earlier member stands behind the one transfer then.
+    What needs an earlier member stands behind it then.
 
     Returns:
         The new tasks, and where each of the old ones is; a member is the last step.
@@ -56,3 +61,34 @@ def with_packed(
                 left.append(t)
         late = left
     return out, new
+
+
+class Trial:
+    """Estimated steps of a graph with some of its operations packed; all ranks come to the same."""
+
+    def __init__(self, gm: fx.GraphModule, ctx: PassContext) -> None:
+        self.gm, self.ctx = gm, ctx
+        self.estimator = ctx.estimator(fuses=False)
+
+    @cached_property
+    def program(self) -> Program:
+        """The graph as it is."""
+        e = self.estimator
+        return program(self.gm.graph.nodes, neutral_seconds(e), e, self.ctx.fuses)
+
+    @cached_property
+    def index(self) -> dict[fx.Node, int]:
+        """The task of each node that is one."""
+        return {n: i for i, n in enumerate(self.program.node_of)}
+
+    @cached_property
+    def apart(self) -> tuple[float, dict[int, float]]:
+        """What `step` says if nothing is packed."""
+        return self.step([])
+
+    def step(self, packed: Sequence[Packed]) -> tuple[float, dict[int, float]]:
+        """Estimated seconds of a step, and when the device comes to each task of the graph."""
+        tasks, new = with_packed(self.program.tasks, packed)
+        order = schedule(tasks) if self.ctx.overlap else range(len(tasks))
+        run = simulate(tasks, order)
+        return run.makespan, {i: run.reached[t] for i, t in new.items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ascend_sp.graph.cost.estimate import Estimator, bytes_of, tensors_of
-from ascend_sp.graph.layout import PLACEMENTS, REPLICATE
+from ascend_sp.graph.layout import PLACEMENTS, REPLICATE, SHARE
 from ascend_sp.graph.origin import exchange_of
 from ascend_sp.passes.overlap.tasks import neutral_seconds
 from ascend_sp.runtime.ops import ALL_GATHER, ALL_REDUCE, STARTS
@@ -69,4 +69,4 @@ def is_sharded(node: fx.Node) -> bool | None:
     if places is not None:
         return not all(p == REPLICATE for p in places)
     # What ulysses made is a rank's own; the rest came later and takes after what it reads.
-    return True if exchange_of(node) else None
+    return True if exchange_of(node) or SHARE in node.meta else None
