@@ -80,7 +80,7 @@ class NoteKind(str, Enum):
     UNSHARDED = "unsharded", "Not split, and why"
     GATHER = "gather", "Gathered"
     PACKED = "packed", "Gathered in one, or not"
-    FEATURES = "features", "Products without tokens, split by output features or not"
+    FEATURES = "features", "Split by output features"
     RESHARD = "reshard", "Resharded"
     HALO = "halo", "Rows of neighbours"
     ALL_REDUCE = "all_reduce", "Sums over ranks"

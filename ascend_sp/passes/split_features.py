@@ -107,7 +107,8 @@ def _splittable(node: fx.Node, ctx: PassContext, estimator: Estimator) -> _Produ
     """`node` as a product that every rank would compute alike, of a parameter that it waits for."""
     if node.meta.get(PLACEMENTS) != (REPLICATE,):
         return None
-    match node.target, node.args:
+    args: Any = node.args
+    match node.target, args:
         case aten.mm.default, (_, w):
             found = _of_turned(node, w, None)
         case aten.addmm.default, (bias, _, w) if not node.kwargs:
@@ -277,14 +278,15 @@ def _share(emit: Emitter, p: _Product, topology: Topology) -> fx.Node:
     """This rank's features of `p`, flat."""
     n = ceil_div(p.features, topology.size)
     start = min(topology.rank * n, p.features - n)
-    own = {p.weight: emit.narrow(p.weight, 0, start, start + n)}
+    own: dict[Any, fx.Node] = {p.weight: emit.narrow(p.weight, 0, start, start + n)}
     if p.turned is not None:
         turn: Any = p.turned.target
         own[p.turned] = emit.call(turn, own[p.weight], *p.turned.args[1:])
     if p.bias is not None:
         own[p.bias] = emit.narrow(p.bias, 0, start, start + n)
     target: Any = p.node.target
-    share = emit.call(target, *(a if a is p.x else own.get(a, a) for a in p.node.args))  # type: ignore[call-overload]
+    args: Any = p.node.args
+    share = emit.call(target, *(a if a is p.x else own.get(a, a) for a in args))
     share.meta[SHARE] = True
     return emit.view(share, (share.meta["val"].numel(),))
 

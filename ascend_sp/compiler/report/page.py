@@ -16,6 +16,7 @@ SECTIONS = {
     NoteKind.TARGET.heading: "why a fallback target runs it",
     NoteKind.UNSHARDED.heading: "ops that every rank runs on whole tensors, why, and your line",
     NoteKind.GATHER.heading: "where a shard becomes a whole tensor; a model's output always does",
+    NoteKind.FEATURES.heading: "products of which each rank computes a share of the features",
     NoteKind.PACKED.heading: "which of the values that are needed together share a gather",
     NoteKind.RESHARD.heading: "where a value changes from one split to another",
     NoteKind.HALO.heading: "what convolutions read of other ranks' rows",
