@@ -51,9 +51,10 @@ def test_dump(tmp_path: Path) -> None:
             "04_materialise_sharding.py",
             "05_choose_strategy.py",
             "06_ulysses.py",
-            "07_pack_gathers.py",
-            "08_schedule_collectives.py",
-            "09_lower_attention.py",
+            "07_gather_keys.py",
+            "08_pack_gathers.py",
+            "09_schedule_collectives.py",
+            "10_lower_attention.py",
             "collectives.json",
             "compile_time.json",
             "dataflow.svg",
@@ -71,7 +72,7 @@ def test_dump(tmp_path: Path) -> None:
         assert f"rank {rank} of 2" in summary
         assert "**2 of 2 attentions are split** over 2 ranks" in summary
         assert "8 all-to-alls, 1 all-gather" in summary
-        assert "| 2 | 7+17 | 3 x 16 | no | separate | 4 |" in summary
+        assert "| 2 | 7+17 | 3 x 16 | no | separate | 4 all-to-alls |" in summary
         assert "| sdpa | transformer_flux.py:" in summary
         assert "is hidden behind compute" in summary
         events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
@@ -89,7 +90,7 @@ def test_dump(tmp_path: Path) -> None:
         assert "   -2  ascend_sp.split_attention.default" in head
     # A file runs by itself, in one process, as the rank that wrote it.
     folder = next(tmp_path.glob("graph_*/rank_1"))
-    for name in ("00_captured", "09_lower_attention"):
+    for name in ("00_captured", "10_lower_attention"):
         line = [sys.executable, str(folder / f"{name}.py")]
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)
