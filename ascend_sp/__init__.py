@@ -15,7 +15,9 @@ from ascend_sp.compiler.backend import ascend_sp as backend
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.explain import explain
 from ascend_sp.compiler.report.explanation import Explanation
+from ascend_sp.compiler.uncompiled import watch
 from ascend_sp.parallelize import Part, PipelineReport, parallelize
+from ascend_sp.passes.npu.lengths import keep_lengths_symbolic
 from ascend_sp.runtime.errors import (
     AscendSPError,
     CollectiveError,
@@ -31,8 +33,16 @@ from ascend_sp.runtime.errors import (
 from ascend_sp.text_encoder.apply import parallelize_text_encoder
 from ascend_sp.text_encoder.load import LoadReport, load_text_encoder
 from ascend_sp.text_encoder.report import TextEncoderReport
+from ascend_sp.weights.shard import WeightsReport, shard_weights
 
 __version__ = VERSION
+
+load_weights = load_text_encoder
+"""The same for every model that `shard_weights` has sharded."""
+
+# Before Dynamo traces: it calls the backend only when it has.
+keep_lengths_symbolic()
+watch()
 
 __all__ = [
     "AscendSPError",
@@ -51,9 +61,12 @@ __all__ = [
     "TopologyError",
     "UnshardedError",
     "VerificationError",
+    "WeightsReport",
     "backend",
     "explain",
     "load_text_encoder",
+    "load_weights",
     "parallelize",
     "parallelize_text_encoder",
+    "shard_weights",
 ]

@@ -15,6 +15,7 @@ from ascend_sp.compiler.backend import ascend_sp as backend
 from ascend_sp.compiler.config import Config
 from ascend_sp.runtime.errors import ConfigError, TextEncoderError
 from ascend_sp.text_encoder.apply import parallelize_text_encoder
+from ascend_sp.weights.shard import shard_weights
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ def parallelize(
     *,
     options: Mapping[str, Any] | None = None,
     dynamic: bool | None = None,
+    budget: int | float | None = None,
     skip: Sequence[str] = (),
 ) -> PipelineReport:
     """Do with each part of a diffusion pipeline what spreads it over the ranks, in place.
 
     - Models of transformers (text and image encoders) get their weights split, by
       `parallelize_text_encoder`; those that it cannot split stay whole.
-    - Autoencoders, which are what encodes and decodes, stay whole: convolutions are not split.
+    - Of autoencoders, which are what encodes and decodes, these two methods are compiled: their
+      convolutions are split along the picture, where that pays by estimate.
     - All other modules (transformers, U-Nets, ControlNets) are compiled by
       ``torch.compile(module, backend="ascend_sp")``, which splits the sequence at their first call.
 
@@ -77,6 +80,8 @@ def parallelize(
         pipe: a pipeline of diffusers, or what has ``components`` by name as those have.
         options: of the backend, for what is compiled.
         dynamic: as `torch.compile` takes it, for what is compiled.
+        budget: how much of the weights of each module that denoises a rank may hold, as
+            `shard_weights` takes it; None leaves them whole.
         skip: names of components to leave as they are.
 
     Returns:
@@ -84,8 +89,9 @@ def parallelize(
 
     Raises:
         ConfigError: `pipe` has no components that are modules, `skip` names none of them, or an
-            option does not exist or has a bad value. Nothing has been changed then.
-        TopologyError, RankMismatchError: as `parallelize_text_encoder`.
+            option does not exist or has a bad value (nothing has been changed then); or a bad
+            budget.
+        TopologyError, RankMismatchError: as `parallelize_text_encoder` and `shard_weights`.
     """
     components = getattr(pipe, "components", None)
     if not isinstance(components, Mapping):
@@ -107,13 +113,19 @@ def parallelize(
         tuple(
             Part(name, type(module).__name__, "whole", "as asked for", *2 * (_bytes(module),))
             if name in skip
-            else _part(pipe, name, module, how)
+            else _part(pipe, name, module, how, budget)
             for name, module in modules.items()
         )
     )
 
 
-def _part(pipe: Any, name: str, module: nn.Module, how: Mapping[str, Any]) -> Part:
+def _part(
+    pipe: Any,
+    name: str,
+    module: nn.Module,
+    how: Mapping[str, Any],
+    budget: int | float | None,
+) -> Part:
     size = _bytes(module)
 
     def part(done: str, why: str, local: int = size) -> Part:
@@ -132,9 +144,12 @@ def _part(pipe: Any, name: str, module: nn.Module, how: Mapping[str, Any]) -> Pa
             return part("whole", "there is one rank")
         return part("weights split", f"over {split.ranks} ranks", split.local_bytes)
     if callable(getattr(module, "encode", None)) and callable(getattr(module, "decode", None)):
-        return part("whole", "convolutions are not split")
+        for method in ("encode", "decode"):
+            setattr(module, method, torch.compile(getattr(module, method), **how))
+        return part("compiled", "its pictures are split in its first calls, where that pays")
+    local = size if budget is None else shard_weights(module, budget=budget).local_bytes
     setattr(pipe, name, torch.compile(module, **how))
-    return part("compiled", "its sequence is split in its first call, which compiles")
+    return part("compiled", "its sequence is split in its first call, which compiles", local)
 
 
 def _is_of_transformers(module: nn.Module) -> bool:

@@ -233,7 +233,7 @@ def warm_up(pipe: Any, world: World, seed: int, **inputs: Any) -> None:
     pipe.set_progress_bar_config(disable=True)
     for _ in range(2):
         generator = torch.Generator("cpu").manual_seed(seed)
-        pipe(**{**inputs, "num_inference_steps": 2}, generator=generator, output_type="latent")
+        pipe(**{**inputs, "num_inference_steps": 2}, generator=generator, output_type="np")
     world.synchronize()
 
 

@@ -19,14 +19,16 @@ from torch.utils import _pytree as pytree
 from ascend_sp.graph.layout import (
     PARTIAL,
     REPLICATE,
+    Padded,
     Placement,
     Replicate,
     Shard,
+    Window,
     local_shape,
 )
 from ascend_sp.passes.sharding.rules import Answer, Call, Local, Operand, Reshard, Unsupported
 from ascend_sp.passes.sharding.rules import answer as ask
-from ascend_sp.runtime.ops import split_attention
+from ascend_sp.runtime.ops import split_attention, split_group_norm
 
 NAN = float("nan")
 UNINITIALISED = {torch.ops.aten.empty_like.default}
@@ -60,6 +62,15 @@ def positions(split: Shard, rank: int, world: int) -> list[int]:
 
 def cut(x: Tensor, placement: Placement, rank: int, world: int, padding: float = NAN) -> Tensor:
     """The part of `x` that `rank` holds, with `padding` (or some other garbage) as padding."""
+    if isinstance(placement, Window):
+        n, d = x.shape[placement.dim], placement.dim
+        inside = torch.tensor([0 <= r < n for r in placement.rows(rank)])
+        rows = torch.tensor([min(max(r, 0), n - 1) for r in placement.rows(rank)])
+        outside = (~inside).nonzero().flatten()
+        return x.index_select(d, rows).index_fill(d, outside, placement.value)
+    if isinstance(placement, Padded):
+        inner = x.shape[placement.dim] - placement.before - placement.after
+        x, placement = x.narrow(placement.dim, placement.before, inner), placement.split
     if not isinstance(placement, Shard):
         return x
     index = torch.tensor(positions(placement, rank, world), dtype=torch.long)
@@ -73,6 +84,8 @@ def cut(x: Tensor, placement: Placement, rank: int, world: int, padding: float =
 
 def real_rows(x: Tensor, placement: Placement, rank: int, world: int) -> Tensor:
     """`x`, local to `rank`, without its padding."""
+    if isinstance(placement, Padded):
+        placement = placement.split
     if not isinstance(placement, Shard):
         return x
     index = torch.tensor(positions(placement, rank, world), dtype=torch.long)
@@ -81,10 +94,15 @@ def real_rows(x: Tensor, placement: Placement, rank: int, world: int) -> Tensor:
 
 def fits(shape: tuple[int, ...], placement: Placement) -> bool:
     """Whether a tensor of `shape` can lie as `placement` says."""
+    if isinstance(placement, Window):
+        return 0 <= placement.dim < len(shape) and placement.count > 0
+    around = 0
+    if isinstance(placement, Padded):
+        around, placement = placement.before + placement.after, placement.split
     if not isinstance(placement, Shard):
         return True
     size = placement.outer * sum(placement.seq.lengths) * placement.inner
-    return 0 <= placement.dim < len(shape) and shape[placement.dim] == size
+    return 0 <= placement.dim < len(shape) and shape[placement.dim] == size + around
 
 
 def question(op: Any, args: tuple, kwargs: dict, world: int, outputs: list[Tensor]) -> Call:
@@ -142,6 +160,8 @@ def check(
         _check_form(found, placed, whole, world)
         if found.op is split_attention:
             _check_split_attention(found)
+        elif found.op is split_group_norm:
+            _check_split_group_norm(found)
         else:
             _check_ranks(op, args, kwargs, found, placed, whole, world, padding)
     return found
@@ -176,7 +196,9 @@ def _check_form(found: Local, placed: list[Placed], whole: list[Tensor], world: 
     assert len(found.inputs) == len(placed), f"{len(placed)} tensors are given"
     assert len(found.outputs) == len(whole), f"there are {len(whole)} results"
     for x, want in zip(placed, found.inputs, strict=True):
-        assert isinstance(want, Replicate | Shard), "nobody can be asked for a partial operand"
+        assert isinstance(want, Replicate | Shard | Window), (
+            "nobody can be asked for a partial operand"
+        )
         assert fits(tuple(x.tensor.shape), want), f"{list(x.tensor.shape)} cannot lie as {want}"
         if found.mask_padding and isinstance(want, Shard) and want.seq.padded(world):
             assert want.whole_dim(), "redistribute.zero_padding does not know merged dims"
@@ -193,6 +215,16 @@ def _check_split_attention(found: Local) -> None:
     assert all(p.dim == 2 and p.whole_dim() for p in (q, k))
     assert all(p == REPLICATE for p in mask)
     assert found.outputs == (q,)
+
+
+def _check_split_group_norm(found: Local) -> None:
+    """It stands for communication: `tests/test_pictures.py` runs it."""
+    x, *affine = found.inputs
+    assert isinstance(x, Shard)
+    assert x.dim >= 2
+    assert x.outer == 1
+    assert all(p == REPLICATE for p in affine)
+    assert found.outputs == (x, REPLICATE, REPLICATE)
 
 
 def _run_local(op: Any, args: tuple, kwargs: dict, found: Local, shards: Any) -> Any:

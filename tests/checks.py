@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ascend_sp.compiler.pipeline import PASSES, Pass
+from ascend_sp.graph.cost.device import DEVICES
 
 
 def worst(outputs: Sequence, reference: object) -> float:
@@ -21,6 +24,21 @@ def worst(outputs: Sequence, reference: object) -> float:
         for got, want in zip(out, flat, strict=True)
     ]
     return torch.stack(found).max().item()  # Python's max would lose a NaN
+
+
+def free_links(folder: Path) -> str:
+    """A file for `cost_model`: a CPU whose collectives cost nothing, so that all is split."""
+    device = replace(
+        DEVICES["cpu"],
+        name="free",
+        link_latency=1e-15,
+        link_bandwidth=1e20,
+        link_launch=0.0,
+        link_work=0.0,
+    )
+    file = folder / "free.json"
+    file.write_text(device.to_json())
+    return str(file)
 
 
 def masks(kind: str, batch: int, heads: int, length: int) -> Tensor:

@@ -18,6 +18,17 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def vae() -> nn.Module:
+    """Autoencoder of pictures: three sizes, attention with one head in the middle."""
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 16, 16),
+        norm_num_groups=4,
+    ).eval()
+
+
 def flux(
     double: int = 1,
     single: int = 1,

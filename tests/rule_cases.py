@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
-from ascend_sp.graph.layout import REPLICATE, Placement, Sequence, Shard
+from ascend_sp.graph.layout import REPLICATE, Padded, Placement, Sequence, Shard
 from ascend_sp.runtime.ops import attention as attention_op
 from brute_force import NAN, Placed
 
@@ -218,25 +219,104 @@ def _(g: Draw, op: Any) -> Any:
     return (bias, *two(g, [b, m, k], [b, k, n])), g.pick({}, {"beta": 2, "alpha": 0.5})
 
 
+def margined(g: Draw, x: Placed, first: int) -> Placed:
+    """`x`, some rows of which are around a picture that is split along a dim from `first`."""
+    dim = g.integer(first, x.tensor.ndim - 1)
+    size = x.tensor.shape[dim]
+    before = g.integer(0, min(3, size - 1))
+    after = g.integer(0, min(3, size - 1 - before))
+    rows = size - before - after
+    inner = g.pick(*(f for f in (1, 2, 3) if rows % f == 0))
+    return Placed(x.tensor, Padded(Shard(dim, Sequence((rows // inner,)), 1, inner), before, after))
+
+
+def picture(g: Draw, sizes: list[int], first: int = 2) -> Placed:
+    """A tensor whose dims from `first` are positions: split somewhere, or with rows around it."""
+    x = g.tensor(*sizes)
+    return margined(g, x, first) if g.pick(False, False, True) else x
+
+
 @case(aten.convolution.default)
 def _(g: Draw, op: Any) -> Any:
-    positions = g.pick(1, 1, 2)
-    taps = [g.pick(1, 1, 2) for _ in range(positions)]
+    positions = g.pick(1, 1, 2, 3)
+    taps = [g.pick(1, 2, 3, 4) for _ in range(positions)]
+    dilation = [g.pick(1, 1, 2)] * g.pick(1, positions)
     groups = g.pick(1, 1, 2)
     b, i, o, *x = g.shape(3 + positions)
     # Enough positions for the taps, and channels for the groups.
-    x = [n if n >= t else n + 1 for n, t in zip(x, taps, strict=True)]
-    transposed, spread = g.pick(False, False, True), g.pick(1, 1, 2)
+    spans = [(t - 1) * d + 1 for t, d in zip(taps, dilation * positions, strict=False)]
+    x = [max(n, span) for n, span in zip(x, spans, strict=True)]
+    transposed, spread = g.pick(False, False, True), g.pick(1, 1, 2, 3)
     stride = [spread] * g.pick(1, positions)
-    padding = [g.pick(0, 0, 0, 1)] * g.pick(1, positions)
+    padding = [g.pick(0, 1, 2)] * g.pick(1, positions)
     more = [g.integer(0, spread - 1) if transposed else 0] * positions
     channels = [i * groups, o] if transposed else [o * groups, i]
     bias = g.pick(None, Placed(g.values([o * groups]), REPLICATE))
-    if transposed:
+    if transposed and min((n - 1) * spread + s for n, s in zip(x, spans, strict=True)) < 5:
         padding = [0]
-    image = g.tensor(b, i * groups, *x, whole=g.pick(False, False, False, True))
+    sizes = [b, i * groups, *x]
+    image = g.tensor(*sizes, whole=True) if g.pick(*[False] * 6, True) else picture(g, sizes)
     weight = g.tensor(*channels, *taps, whole=image.placement != REPLICATE)
-    return image, weight, bias, stride, padding, [1], transposed, more, groups
+    return image, weight, bias, stride, padding, dilation, transposed, more, groups
+
+
+@case(aten.avg_pool2d.default, aten.avg_pool3d.default)
+def _(g: Draw, op: Any) -> Any:
+    positions = 2 if op is aten.avg_pool2d.default else 3
+    taps = [g.pick(1, 2, 3) for _ in range(positions)]
+    b, c, *x = g.shape(2 + positions)
+    x = [max(n, t) for n, t in zip(x, taps, strict=True)]
+    padding = [g.integer(0, min(taps) // 2)] * g.pick(1, positions)
+    stride = g.pick([], [g.pick(1, 2, 3)])
+    return picture(g, [b, c, *x]), taps, stride, padding, g.pick(False, False, True), g.flag()
+
+
+UPSAMPLED = (
+    *(aten.upsample_nearest1d.default, aten.upsample_nearest2d.default),
+    aten.upsample_nearest3d.default,
+)
+
+
+@case(*UPSAMPLED)
+def _(g: Draw, op: Any) -> Any:
+    x = g.tensor(*g.shape(3 + UPSAMPLED.index(op)))
+    times = [g.pick(1, 2, 3) for _ in range(x.tensor.ndim - 2)]
+    sizes = [t * n for t, n in zip(times, x.tensor.shape[2:], strict=True)]
+    sizes[0] += g.pick(0, 0, 0, 1)
+    return x, sizes
+
+
+@case(aten.pixel_shuffle.default)
+def _(g: Draw, op: Any) -> Any:
+    *lead, c, h, w = g.shape(g.pick(3, 4))
+    return g.tensor(*lead, 4 * c, h, w), 2
+
+
+@case(aten.pixel_unshuffle.default)
+def _(g: Draw, op: Any) -> Any:
+    *lead, c, h, w = g.shape(g.pick(3, 4))
+    return g.tensor(*lead, c, 2 * h, 2 * w), 2
+
+
+MARGINS = {f"{kind}_pad{d}d": d for kind in ("reflection", "replication") for d in (1, 2, 3)}
+
+
+@case(*(getattr(aten, name).default for name in MARGINS))
+def _(g: Draw, op: Any) -> Any:
+    dims = MARGINS[op._schema.name.split("::")[1]]
+    sizes = [n + 1 for n in g.shape(2 + dims)]
+    pad = [g.pick(0, 0, 1, 1) for _ in range(2 * dims)]
+    return g.tensor(*sizes), pad
+
+
+@case(aten.native_group_norm.default)
+def _(g: Draw, op: Any) -> Any:
+    groups, n = g.pick(1, 2), g.pick(g.n, g.n, 3)
+    c, *positions = groups * g.pick(1, 2), *(g.pick(1, 3, g.n) for _ in range(g.pick(1, 2)))
+    x = g.tensor(n, c, *positions, whole=g.pick(False, False, False, True))
+    weight = g.tensor(c, whole=x.placement != REPLICATE)
+    bias = g.pick(None, g.other(c))
+    return x, weight, bias, n, c, prod(positions), groups, 1e-5
 
 
 # Reductions

@@ -19,6 +19,7 @@ from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.backend import context
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
+from ascend_sp.compiler.strides import keep_strides
 from ascend_sp.graph.border import border
 from ascend_sp.graph.context import PassContext
 from ascend_sp.runtime.ops import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, WAIT
@@ -37,11 +38,15 @@ class Captured:
     graphs: int = 1
 
     def copy(self) -> fx.GraphModule:
-        graph = fx.Graph()
-        out = graph.graph_copy(self.gm.graph, {})
-        node = graph.output(out)
-        node.meta = dict(self.gm.graph.output_node().meta)
-        return fx.GraphModule(self.gm, graph)
+        return copied(self.gm)
+
+
+def copied(gm: fx.GraphModule) -> fx.GraphModule:
+    graph = fx.Graph()
+    out = graph.graph_copy(gm.graph, {})
+    node = graph.output(out)
+    node.meta = dict(gm.graph.output_node().meta)
+    return fx.GraphModule(gm, graph)
 
 
 def _topology(rank: int, size: int) -> Topology:
@@ -75,7 +80,7 @@ def capture(
 
     def run(captured: Captured) -> Any:
         found.append(captured)
-        return captured.gm(*captured.inputs)
+        return keep_strides(captured.copy())(*captured.inputs)
 
     intercept(run, fn, *args, dynamic=dynamic, ranks=ranks, **kwargs)
     found[-1].graphs = len(found)
@@ -128,7 +133,7 @@ class Network:
         return values
 
     def run(self, rank: int, target: Any, args: Sequence[Any]) -> Tensor:
-        seen = self.exchange(rank, (target, args[0].shape, args[0]))
+        seen = self.exchange(rank, (target, args[0].shape, args[0], args))
         assert len({v[0] for v in seen}) == 1, f"ranks disagree on the collective: {seen}"
         assert len({v[1] for v in seen}) == 1, f"ranks disagree on the size: {seen}"
         values = [v[2] for v in seen]
@@ -141,7 +146,9 @@ class Network:
         assert target is ALL_TO_ALL
         if self.broken:
             return self.broken(rank, values)
-        return torch.cat([v.chunk(self.size)[rank] for v in values])
+        blocks = [v[2].split(v[3][2])[rank] for v in seen]
+        assert [len(b) for b in blocks] == list(args[1]), "ranks disagree on the blocks"
+        return torch.cat(blocks)
 
 
 class RankInterpreter(fx.Interpreter):
@@ -174,9 +181,11 @@ def compile_rank(
 
 
 def run_ranks(
-    programs: Sequence[fx.GraphModule], inputs: Sequence[Any], broken: Break | None = None
+    programs: Sequence[fx.GraphModule],
+    inputs: Sequence[Any] | Callable[[int], Sequence[Any]],
+    broken: Break | None = None,
 ) -> tuple[list[Any], Network]:
-    """Run one program a rank on the same inputs; the outputs of all ranks."""
+    """Run one program a rank on the same inputs, or on its own; the outputs of all ranks."""
     network = Network(len(programs), broken)
     outputs: list[Any] = [None] * len(programs)
     errors: list[BaseException] = []
@@ -184,7 +193,9 @@ def run_ranks(
     def rank_main(rank: int) -> None:
         try:
             with torch.no_grad():
-                outputs[rank] = RankInterpreter(programs[rank], rank, network).run(*inputs)
+                gm = keep_strides(copied(programs[rank]))
+                given = inputs(rank) if callable(inputs) else inputs
+                outputs[rank] = RankInterpreter(gm, rank, network).run(*given)
         except BaseException as e:
             errors.append(e)
             network.barrier.abort()

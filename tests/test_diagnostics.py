@@ -47,14 +47,16 @@ def test_dump(tmp_path: Path) -> None:
             "00_captured.py",
             "01_eliminate_common_subexpressions.py",
             "02_decompose_complex.py",
-            "03_propagate_sharding.py",
-            "04_materialise_sharding.py",
-            "05_choose_strategy.py",
-            "06_ulysses.py",
-            "07_gather_keys.py",
-            "08_pack_gathers.py",
-            "09_schedule_collectives.py",
-            "10_lower_attention.py",
+            "03_raise_upsampling.py",
+            "04_propagate_sharding.py",
+            "05_materialise_sharding.py",
+            "06_choose_strategy.py",
+            "07_ulysses.py",
+            "08_gather_keys.py",
+            "09_join_statistics.py",
+            "10_pack_gathers.py",
+            "11_schedule_collectives.py",
+            "12_lower_attention.py",
             "collectives.json",
             "compile_time.json",
             "dataflow.svg",
@@ -84,19 +86,19 @@ def test_dump(tmp_path: Path) -> None:
         placements = (folder / "placements.txt").read_text()
         assert "S(1: [17])" in placements
         assert "transformer_flux.py" in placements
-        head = (folder / "06_ulysses.py").read_text()[:1500]
+        head = (folder / "07_ulysses.py").read_text()[:1500]
         assert "after ulysses" in head and "strategy=separate" in head
         assert "   +8  _c10d_functional.all_to_all_single.default" in head
         assert "   -2  ascend_sp.split_attention.default" in head
     # A file runs by itself, in one process, as the rank that wrote it.
     folder = next(tmp_path.glob("graph_*/rank_1"))
-    for name in ("00_captured", "10_lower_attention"):
+    for name in ("00_captured", "12_lower_attention"):
         line = [sys.executable, str(folder / f"{name}.py")]
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)
         assert done.stdout == "(1, 17, 16)\n", done.stderr
     with pytest.raises(SystemExit, match="split_attention stands for communication"):
-        runpy.run_path(str(folder / "05_choose_strategy.py"), run_name="__main__")
+        runpy.run_path(str(folder / "06_choose_strategy.py"), run_name="__main__")
 
 
 class Constants(torch.nn.Module):

@@ -336,12 +336,15 @@ MISTAKES = {
 def prove_the_guide(rule: str) -> None:
     tables = (base.RULES, rule_cases.CASES, test_rules.KNOWN, test_rules.REFUSED)
     before = [dict(t) for t in tables]
+    for table in tables[:2]:  # the package has a rule that does more
+        table.pop(test_rules.aten.native_group_norm.default)
+    known = set(base.RULES)
     try:
         space = {**vars(base), **vars(reductions), **vars(rule_cases), **vars(test_rules)}
         exec("from __future__ import annotations\n" + rule, space)
         for block in BLOCKS[1:]:
             exec("from __future__ import annotations\n" + block, space)
-        (op,) = base.RULES.keys() - before[0].keys()
+        (op,) = base.RULES.keys() - known
         test_rules.test_every_op_with_a_rule_has_a_case()
         test_rules.test_rule_is_right_on_every_rank(op)
         for name in test_rules.KNOWN.keys() - before[2].keys():

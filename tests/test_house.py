@@ -13,6 +13,7 @@ PACKAGE = Path(ascend_sp.__file__).parent
 FLOORS = {
     "runtime": (),
     "text_encoder": ("runtime",),
+    "weights": ("runtime",),
     "graph": ("runtime",),
     "passes": ("graph", "runtime"),
     "compiler": ("passes", "graph", "runtime", "text_encoder"),

@@ -13,6 +13,7 @@ import ascend_sp
 PACKAGE = Path(ascend_sp.__file__).parent
 # Modules that may import names of torch that start with an underscore.
 ALLOWED = {
+    "compiler/_dynamo.py",
     "compiler/_inductor.py",
     "compiler/_pytorch.py",
     "graph/_pytorch.py",
@@ -216,3 +217,60 @@ def test_pieces_of_a_model_are_known_as_such() -> None:
     torch.nn.Sequential(block)(torch.ones(3))
     assert seen[-1][1] is block
     assert _pytorch.in_short("Why\n  Hint: x\n Developer debug context: <f at 0x7f>") == "Why: <f>"
+
+
+def test_dynamo_tells_of_code_that_it_gives_up() -> None:
+    """The facts that `_dynamo.py` reads off Dynamo's own frame are there, under these names."""
+    from torch._dynamo import convert_frame
+    from torch._dynamo.cache_size import exceeds_recompile_limit
+    from torch._dynamo.utils import get_hook_for_recompile_user_context
+
+    from ascend_sp.compiler._dynamo import Frame, before_each_compile
+
+    known = {"code", "compiler_fn", "one_graph", "cache_size", "frame", "compile_id"}
+    compile_ = inspect.unwrap(convert_frame._compile)
+    assert known <= set(inspect.signature(compile_).parameters)
+    assert compile_.__code__.co_name == "_compile"
+    assert list(inspect.signature(exceeds_recompile_limit).parameters) == [
+        "cache_size",
+        "compile_id",
+    ]
+    frames: list[Frame] = []
+    before_each_compile(frames.append)
+    try:
+        torch._dynamo.reset()
+        double = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+        with torch._dynamo.config.patch(recompile_limit=1):
+            for n in (3, 4):
+                double(torch.ones(n))
+    finally:
+        (get_hook_for_recompile_user_context() or []).pop()
+    assert [(f.times, f.sizes["x"], bool(f.limit)) for f in frames] == [
+        (0, "[3]", False),
+        (1, "[4]", True),
+    ]
+    assert "size mismatch" in frames[1].reason
+
+
+def test_a_fake_for_dynamo_is_asked_by_dynamo_only() -> None:
+    """Where a kernel of a device reads sizes as numbers, Dynamo can be told what an op yields."""
+    from ascend_sp.graph._pytorch import NOT_KNOWN, fake_for_dynamo
+
+    asked = []
+
+    def fake(x: torch.Tensor) -> object:
+        asked.append(x)
+        return torch.empty_like(x) if len(asked) == 1 else NOT_KNOWN
+
+    op = torch.ops.aten.special_bessel_j0.default
+    fake_for_dynamo(op, "AutogradCPU", fake)
+    try:
+        run = torch.compile(torch.special.bessel_j0, backend="aot_eager")
+        with torch.no_grad():
+            torch.special.bessel_j0(torch.ones(2))
+            assert not asked
+            torch.testing.assert_close(run(torch.ones(2)), torch.special.bessel_j0(torch.ones(2)))
+        assert len(asked) >= 1
+    finally:
+        del op.py_kernels[torch._C.DispatchKey.AutogradCPU]
+        op._dispatch_cache.clear()

@@ -13,7 +13,7 @@ from hypothesis import Phase, given, settings
 from torch.utils import _pytree as pytree
 
 import view_cases  # noqa: F401
-from ascend_sp.graph.layout import PARTIAL, REPLICATE, Placement, Sequence, Shard
+from ascend_sp.graph.layout import PARTIAL, REPLICATE, Padded, Placement, Sequence, Shard, Window
 from ascend_sp.passes.sharding.rules import (
     Answer,
     Call,
@@ -118,6 +118,10 @@ def tokens(dim: int, *lengths: int, outer: int = 1, inner: int = 1) -> Shard:
 ONE = {"lengths": (1,)}
 INDEX = Placed(torch.randint(0, 4, (2, 9)), tokens(1))
 
+ORDINARY = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+"""What a convolution with three taps has behind its bias."""
+DOUBLING = ([2, 2], [1, 1], [1, 1], True, [0, 0], 1)
+
 KNOWN: dict[str, tuple[Any, tuple, Placement | tuple[Placement, ...]]] = {
     "linear": (aten.addmm.default, (whole(6), split(0, 9, 3), whole(3, 6)), tokens(0)),
     "linear of a batch": (
@@ -198,6 +202,46 @@ KNOWN: dict[str, tuple[Any, tuple, Placement | tuple[Placement, ...]]] = {
     "a cumulated channel": (aten.cumsum.default, (split(1, 2, 9, 3), -1), tokens(1)),
     "repeated batch": (aten.repeat.default, (split(1, 1, 9, 3), [2, 1, 1]), tokens(1)),
     "expanded batch": (aten.expand.default, (split(1, 1, 9, 3), [2, -1, -1]), tokens(1)),
+    "rows of neighbours": (
+        aten.convolution.default,
+        (split(2, 1, 2, 9, 6, lengths=(9,)), whole(4, 2, 3, 3), None, *ORDINARY),
+        tokens(2, 9),
+    ),
+    "every second row": (
+        aten.convolution.default,
+        (split(2, 1, 2, 18, 6, lengths=(9,)), whole(4, 2, 3, 3), None, [2, 2], *ORDINARY[1:]),
+        tokens(2, 9),
+    ),
+    "twice as many rows": (
+        aten.convolution.default,
+        (split(2, 1, 2, 9, 6, lengths=(9,)), whole(2, 4, 4, 4), None, *DOUBLING),
+        tokens(2, 9, inner=2),
+    ),
+    "a margin of zeros around rows that are doubled": (
+        aten.constant_pad_nd.default,
+        (split(2, 1, 2, 18, 6, lengths=(9,)), [0, 0, 1, 1]),
+        Padded(tokens(2, 9, inner=2), 1, 1),
+    ),
+    "a mirrored margin": (
+        aten.reflection_pad2d.default,
+        (split(2, 1, 2, 9, 6, lengths=(9,)), [1, 1, 2, 1]),
+        Padded(tokens(2, 9), 2, 1, "reflect"),
+    ),
+    "rows doubled": (
+        aten.upsample_nearest2d.default,
+        (split(2, 1, 2, 9, 6), [18, 12]),
+        tokens(2, inner=2),
+    ),
+    "group norm of a picture": (
+        aten.native_group_norm.default,
+        (split(2, 1, 4, 9, 6), whole(4), None, 1, 4, 54, 2, 1e-5),
+        (tokens(2), REPLICATE, REPLICATE),
+    ),
+    "attention of rows of a picture": (
+        attention_op,
+        (split(2, 1, 2, 18, 3, lengths=(9,)),) * 3,
+        tokens(2, 9, inner=2),
+    ),
     "cross attention": (attention_op, (split(2, 1, 2, 9, 3), *[whole(1, 2, 6, 3)] * 2), tokens(2)),
     "self attention": (attention_op, (split(2, 1, 2, 9, 3),) * 3, tokens(2)),
     "attention of each frame": (attention_op, (split(0, 9, 2, 4, 3),) * 3, tokens(0)),
@@ -257,6 +301,16 @@ REFUSED: dict[str, tuple[Any, ...]] = {
         aten.constant_pad_nd.default,
         split(0, 9, 3),
         [0, 0, 0, -1],
+    ),
+    "rows of neighbours in a merged dim": (
+        aten.convolution.default,
+        split(2, 1, 2, 18, 6, outer=2),
+        *(whole(4, 2, 3, 3), None, *ORDINARY),
+    ),
+    "three rows for each two": (
+        aten.upsample_nearest2d.default,
+        split(2, 1, 2, 6, 6, lengths=(6,)),
+        [9, 6],
     ),
     "overwritten rows": (aten.slice_scatter.default, split(0, 9, 3), whole(2, 3), 0, 0, 2),
     "overwritten row": (aten.select_scatter.default, split(0, 9, 3), whole(3), 0, 1),
@@ -319,6 +373,16 @@ WRONG: dict[str, tuple[Any, tuple, Any]] = {
     "rows that nobody holds": (aten.mul.Tensor, (split(0, 9, 3), whole(9, 3)), claim()),
     "another output": (aten.neg.default, (split(0, 9, 3),), claim(tokens(0, 9))),
     "impossible output": (aten.neg.default, (split(0, 9, 3),), claim(tokens(1))),
+    "rows of neighbours dropped": (
+        aten.convolution.default,
+        (split(2, 1, 2, 9, 6, lengths=(9,)), whole(4, 2, 3, 3), None, *ORDINARY),
+        claim(),
+    ),
+    "rows of neighbours from one side": (
+        aten.convolution.default,
+        (split(2, 1, 2, 9, 6, lengths=(9,)), whole(4, 2, 3, 3), None, *ORDINARY),
+        lambda call: Local((Window(2, 3, 0, 5), REPLICATE), (tokens(2, 9),), {4: [0, 1]}),
+    ),
     "zeroed merged dim": (
         aten.sum.dim_IntList,
         (split(0, 18, outer=2), [0]),

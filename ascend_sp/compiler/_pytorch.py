@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -276,10 +276,28 @@ def named_inputs(aten: fx.GraphModule, sources: Sequence[str]) -> list[str]:
     """What the user calls each input of an ATen graph traced from a graph with `sources`."""
     out = []
     for node in aten.graph.find_nodes(op="placeholder"):
-        place = getattr(node.meta.get("desc"), "idx", None)
+        place = _place(node)
         known = isinstance(place, int) and place < len(sources)
         out.append(sources[place] if known else node.name)  # type: ignore[index]
     return out
+
+
+def _place(node: fx.Node) -> int | None:
+    """Which input of the traced function a placeholder is, or is a part of."""
+    found: Any = node.meta.get("desc")
+    while hasattr(found, "base"):  # a part of a tensor that is made of parts
+        found = found.base
+    place = getattr(found, "idx", None)
+    return place if isinstance(place, int) else None
+
+
+def parts_of(aten: fx.GraphModule, inputs: Collection[int]) -> list[str]:
+    """The placeholders that are tensors in which the traced function's `inputs` are held."""
+    return [
+        node.name
+        for node in aten.graph.find_nodes(op="placeholder")
+        if _place(node) in inputs and isinstance(node.meta.get("val"), torch.Tensor)
+    ]
 
 
 def to_be_saved() -> bool:

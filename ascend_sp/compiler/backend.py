@@ -14,17 +14,20 @@ import torch
 from torch import fx
 from torch.distributed.tensor import DTensor
 
-from ascend_sp.compiler import _pytorch, ladder
+from ascend_sp.compiler import _pytorch, ladder, uncompiled
 from ascend_sp.compiler.config import Config
+from ascend_sp.compiler.gathered import has_collectives, parts_gathered
 from ascend_sp.compiler.numerics.check import NumericCheck
 from ascend_sp.compiler.pieces import Pieces, pieces_of_running
 from ascend_sp.compiler.pipeline import capture_attention, inexact_passes, optional_passes
+from ascend_sp.compiler.progress import Progress
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.ranges import ranged
 from ascend_sp.graph.context import Note, NoteKind, PassContext, source_line
 from ascend_sp.runtime import guards, peers, replicas, stalls
 from ascend_sp.runtime.errors import AscendSPError, ConfigError, RankMismatchError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
+from ascend_sp.runtime.ops import STARTS
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve
 from ascend_sp.runtime.versions import software
 from ascend_sp.text_encoder.apply import encoder_is_running
@@ -78,7 +81,8 @@ def ascend_sp(
         config.sequence_parallel,
         strict=config.on_unsharded == "error",
     )
-    parallel = encoder_is_running() or any(isinstance(x, DTensor) for x in example_inputs)
+    parallel = encoder_is_running()
+    sharded = [i for i, x in enumerate(example_inputs) if _is_sharded(x)]
     pieces = pieces_of_running(gm)
     start = time.perf_counter()
     captured = PassContext(topology)
@@ -88,12 +92,14 @@ def ascend_sp(
     def compile_graph(aten: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         # PyTorch may call this twice for one graph: all state of a compile is made here.
         own = context(aten, inputs, config, topology, captured.notes)
-        _leave_parallel_graph(aten, own, parallel)
+        parts = _pytorch.parts_of(aten, sharded)
+        _leave_parallel_graph(aten, own, parallel or len(parts) < len(sharded), parts)
         names = _pytorch.named_inputs(aten, sources)
         times = {"AOTAutograd": time.perf_counter() - start}
-        return _compile(aten, inputs, names, own, config, times, pieces)
+        return _compile(aten, inputs, names, own, config, times, pieces, progress)
 
-    return _pytorch.to_aten(gm, example_inputs, compile_graph)
+    with Progress(topology.ranks[topology.rank]) as progress:
+        return _pytorch.to_aten(gm, example_inputs, compile_graph)
 
 
 def context(
@@ -128,10 +134,14 @@ def _compile(
     config: Config,
     times: dict[str, float],
     pieces: Pieces,
+    progress: Progress,
 ) -> Callable[[list[Any]], Sequence[Any]]:
     dump = Dump.create(config.dump_dir, ctx.topology.ranks[ctx.topology.rank])
+    dump.begins = progress.phase
     dump.times |= times
+    uncompiled.compiled(ctx.topology, config)
     static = _pytorch.static_input_indices()
+    placeholders = [n.name for n in gm.graph.find_nodes(op="placeholder")]
     try:
         if config.check_ranks:
             with dump.timed("check_ranks"):
@@ -148,6 +158,7 @@ def _compile(
         if not isinstance(e, AscendSPError):  # ours say it themselves
             # Its traceback is PyTorch's to print.
             log.error("graph %d failed to compile with %s", dump.number, software())  # noqa: TRY400
+        uncompiled.fails(e, ctx.topology)
         raise
     name = f"graph {dump.number}"
     run = check.wrap(lowered.run) if check else lowered.run
@@ -155,7 +166,8 @@ def _compile(
     run = stalls.guarded(run, ctx.topology, name, lowered.program)
     if not lowered.program.calls:
         return run  # its ranks have nothing to do with each other, so their inputs may differ
-    which = [replicas.Input(n, i in set(static)) for i, n in enumerate(names)]
+    mine = {i for i, n in enumerate(placeholders) if n in ctx.own_inputs}
+    which = [replicas.Input(n, i in set(static), i in mine) for i, n in enumerate(names)]
     mode, timeout = config.check_inputs, config.check_timeout
     return replicas.checked(run, ctx.topology, name, which, mode, timeout)
 
@@ -175,24 +187,36 @@ def _numeric_check(
     )
 
 
-def _leave_parallel_graph(gm: fx.GraphModule, ctx: PassContext, parallel: bool) -> None:
+def _is_sharded(x: Any) -> bool:
+    return isinstance(x, DTensor) and not all(p.is_replicate() for p in x.placements)
+
+
+def _leave_parallel_graph(
+    gm: fx.GraphModule, ctx: PassContext, parallel: bool, parts: Sequence[str]
+) -> None:
     """Compile for one rank what is one rank's program already: its values differ between ranks.
 
     A graph that a graph break cut out of a tensor-parallel model need not hold a collective
-    itself; hence `parallel`.
+    itself; hence `parallel`, and `parts`, the inputs that are a rank's own. Where those are
+    parameters that the graph gathers, it is split like any other.
     """
-    nodes = list(gm.graph.nodes)
-    talks = (n for n in nodes if getattr(n.target, "namespace", "").startswith("_c10d_functional"))
-    node = next(talks, nodes[0] if parallel else None)
-    if node is not None and ctx.topology.size > 1:
-        # Its groups may be others than ours, so our ranks have nothing to compare either.
-        ctx.topology = replace(SINGLE, ranks=(ctx.topology.ranks[ctx.topology.rank],))
-        ctx.note(
-            NoteKind.UNSHARDED,
-            node,
-            "the model is tensor-parallel already: the graph is compiled for one rank, and its "
-            "sequence is not split",
-        )
+    if ctx.topology.size == 1 or not (parallel or parts or has_collectives(gm.graph)):
+        return
+    own = None
+    if not parallel:
+        own = parts_gathered(gm.graph, ctx.static_inputs, parts, ctx.topology.ranks)
+    if own is not None:
+        ctx.own_inputs = own
+        return
+    # Its groups may be others than ours, so our ranks have nothing to compare either.
+    ctx.topology = replace(SINGLE, ranks=(ctx.topology.ranks[ctx.topology.rank],))
+    nodes = gm.graph.nodes
+    ctx.note(
+        NoteKind.UNSHARDED,
+        next((n for n in nodes if n.target in STARTS), next(iter(nodes))),
+        "the model is tensor-parallel already: the graph is compiled for one rank, and its "
+        "sequence is not split",
+    )
 
 
 def _program(
@@ -238,7 +262,9 @@ def _size(value: Any) -> str:
     """A size as text; a symbolic one with the value that it has in this call."""
     if isinstance(value, torch.SymInt):
         return f"{value}={value.node.hint}"
-    return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return str(value)
+    return type(value).__name__  # a device mesh, say, which has an address in its text
 
 
 def _names(gm: fx.GraphModule, indices: Sequence[int]) -> frozenset[str]:

@@ -12,7 +12,7 @@ from torch import fx
 from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.layout import PLACEMENTS
 from ascend_sp.passes.sharding.plan import Plan
-from ascend_sp.runtime.ops import attention, split_attention
+from ascend_sp.runtime.ops import attention, split_attention, split_group_norm
 
 
 @dataclass(frozen=True)
@@ -46,4 +46,5 @@ def _lacks(op: Any) -> Callable[[fx.GraphModule, PassContext], str]:
 PLANNED = Fact("there is a plan of placements", _unplanned)
 PLACED = Fact("inputs have placements, so the graph is one rank's program", _unplaced)
 EXCHANGED = Fact("no attention needs rows of other ranks any more", _lacks(split_attention))
+JOINED = Fact("no norm needs statistics of other ranks any more", _lacks(split_group_norm))
 LOWERED = Fact("no attention is opaque any more", _lacks(attention))

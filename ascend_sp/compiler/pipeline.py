@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.contracts import EXCHANGED, LOWERED, PLACED, PLANNED, Fact
+from ascend_sp.compiler.contracts import EXCHANGED, JOINED, LOWERED, PLACED, PLANNED, Fact
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.verify import verify
 from ascend_sp.graph.context import PassContext
@@ -22,12 +22,14 @@ from ascend_sp.passes.decompose_complex import decompose_complex
 from ascend_sp.passes.decompose_unsupported import decompose_unsupported
 from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from ascend_sp.passes.gather_keys import gather_keys
+from ascend_sp.passes.join_statistics import join_statistics
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm
 from ascend_sp.passes.npu.respell import respell_for_ge
 from ascend_sp.passes.npu.rotary import fuse_rotary
 from ascend_sp.passes.pack_gathers import pack_gathers
+from ascend_sp.passes.raise_upsampling import raise_upsampling
 from ascend_sp.passes.schedule_collectives import schedule_collectives
 from ascend_sp.passes.sharding.materialise import materialise_sharding
 from ascend_sp.passes.sharding.propagate import propagate_sharding
@@ -106,6 +108,7 @@ PASSES: tuple[Pass, ...] = (
     # On an ATen graph of whole tensors, attention still opaque (capture_attention ran before):
     Pass(eliminate_common_subexpressions, when=_op_by_op, optional=True),
     Pass(decompose_complex, when=_no_complex),
+    Pass(raise_upsampling, when=_several_ranks, optional=True),
     Pass(propagate_sharding, (), (PLANNED,), _several_ranks),
     # From here on the graph is one rank's program. Sums over the sequence are added up by rank.
     Pass(materialise_sharding, (PLANNED,), (PLACED,), _several_ranks, exact=False),
@@ -113,6 +116,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(choose_strategy, (PLACED,), when=_several_ranks, optional=True, exact=False),
     Pass(ulysses, (PLACED,), when=_several_ranks),
     Pass(gather_keys, (PLACED,), (EXCHANGED,), _several_ranks, exact=False),
+    Pass(join_statistics, (PLACED,), (JOINED,), _several_ranks, exact=False),
     # Ascend's fused ops, where they fit; before the order, which counts on what really runs.
     Pass(fuse_rms_norm, when=_npu, optional=True, exact=False),
     Pass(fuse_rotary, when=_npu, optional=True, exact=False),
@@ -170,6 +174,8 @@ def compile_aten(
     for p in passes:
         if not p.when(ctx) or p.name in config.skip_passes:
             continue
+        if dump:
+            dump.begins(p.name)
         _hold(p.requires, gm, ctx, f"before {p.name}")
         start = time.perf_counter()
         gm = _run_users(p, gm, ctx) if p.users else p.run(gm, ctx)

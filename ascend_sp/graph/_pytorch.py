@@ -14,7 +14,7 @@ from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx, py_sym_types
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx, py_sym_types
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._sympy.functions import FloorDiv
@@ -38,7 +38,11 @@ UNTAGGED = frozenset(
 UNBACKED_BINDINGS = "unbacked_bindings"
 """Meta key of a node that makes unbacked symbols: sizes, or numbers, that its data decide."""
 
+NOT_KNOWN = object()
+"""What a function of `fake_for_dynamo` returns where the op's own kernel is to say it."""
+
 __all__ = [
+    "NOT_KNOWN",
     "UNBACKED_BINDINGS",
     "FakeTensor",
     "FakeTensorMode",
@@ -49,6 +53,7 @@ __all__ = [
     "decompositions",
     "enable_python_dispatcher",
     "encoder_layer",
+    "fake_for_dynamo",
     "flex_attention",
     "free_unbacked_symbols",
     "fx_graph_cse",
@@ -86,6 +91,23 @@ def has_kernel(op: Any, key: str) -> bool:
     return runs(op.name()) or any(
         runs(getattr(packet, out).name()) for out in outs if out in packet.overloads()
     )
+
+
+def fake_for_dynamo(op: Any, key: str, fake: Callable[..., Any]) -> None:
+    """Have `fake` say what `op` yields, where Dynamo asks, instead of the kernel at `key`.
+
+    Only calls under the Python dispatcher come here, which Dynamo and AOTAutograd switch on while
+    they trace; AOTAutograd, which records, gets the op's own kernel.
+    """
+    dispatch_key = getattr(torch._C.DispatchKey, key)
+    if dispatch_key in op.py_kernels:
+        return
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        found = NOT_KNOWN if get_proxy_mode() is not None else fake(*args, **kwargs)
+        return op._op_dk(dispatch_key, *args, **kwargs) if found is NOT_KNOWN else found
+
+    op.py_impl(dispatch_key)(kernel)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -25,6 +25,25 @@ def all_to_all(e: Emitter, x: fx.Node, topology: Topology) -> fx.Node:
     return e.call(ALL_TO_ALL, flat, splits, splits, topology.group_name)
 
 
+def send_blocks(
+    e: Emitter, blocks: list[fx.Node | None], received: list[int], t: Topology
+) -> fx.Node:
+    """Start an all-to-all of blocks of any sizes.
+
+    Args:
+        e: makes the nodes.
+        blocks: what goes to each rank; None where nothing does.
+        received: elements that come from each rank.
+        t: the ranks.
+
+    Returns:
+        A flat tensor, what rank 0 sent first.
+    """
+    sent = [0 if x is None else x.meta["val"].numel() for x in blocks]
+    flat = e.cat([_flat(e, x) for x in blocks if x is not None], 0)
+    return e.call(ALL_TO_ALL, flat, received, sent, t.group_name)
+
+
 def all_gather(e: Emitter, x: fx.Node, topology: Topology) -> fx.Node:
     """Start an all-gather of `x`. Yields a flat tensor, rank 0's elements first."""
     return e.call(ALL_GATHER, _flat(e, x), topology.size, topology.group_name)

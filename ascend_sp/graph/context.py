@@ -81,6 +81,7 @@ class NoteKind(str, Enum):
     GATHER = "gather", "Gathered"
     PACKED = "packed", "Gathered in one, or not"
     RESHARD = "reshard", "Resharded"
+    HALO = "halo", "Rows of neighbours"
     ALL_REDUCE = "all_reduce", "Sums over ranks"
     STRATEGY = "strategy", "Strategies that were not possible"
     COMPLEX = "complex", "Complex numbers left"
@@ -189,6 +190,8 @@ class PassContext:
     """The device whose rates estimates are from; see `cost.device.find`."""
     static_inputs: frozenset[str] = frozenset()
     """Names of the placeholders that are parameters or buffers."""
+    own_inputs: frozenset[str] = frozenset()
+    """Names of those of which each rank has a part of its own, which the graph gathers."""
     notes: list[Note] = field(default_factory=list)
     results: Results = field(default_factory=Results)
 

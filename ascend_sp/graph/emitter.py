@@ -25,6 +25,7 @@ from ascend_sp.graph._pytorch import (
 from ascend_sp.graph.families import VIEWS
 from ascend_sp.graph.origin import set_origin
 from ascend_sp.graph.sizes import Size, as_size, row_major
+from ascend_sp.runtime.npu import DEVICE
 
 aten = torch.ops.aten
 
@@ -199,10 +200,22 @@ class Emitter:
         rows = self.call(aten.slice.Tensor, rows, 0, start, stop)
         return self.permute(rows, [order.index(d) for d in range(len(order))])
 
-    def pad_end(self, x: fx.Node, dim: int, amount: Size, value: float = 0) -> fx.Node:
-        """`x` with `amount` rows of `value` behind its end along `dim`."""
+    def pad_end(
+        self, x: fx.Node, dim: int, amount: Size, value: float = 0, below: int = 0
+    ) -> fx.Node:
+        """`x` with `amount` rows of `value` behind its end along `dim`, fewer than `below`.
+
+        `below` is for amounts that symbols decide, and may be zero: GE has no padding by a symbol.
+        So NPUs get `below` rows in any case, and what is too many, one at least, is cut off.
+        """
         if amount == 0:
             return x
+        if below and not isinstance(amount, int) and x.meta["val"].device.type == DEVICE:
+            shape = list(as_shape_of(x))
+            end = as_size(shape[dim] + amount)
+            shape[dim] = below
+            rows = self.call(aten.new_full.default, x, shape, value)
+            return self.narrow(self.cat([x, rows], dim), dim, 0, end)
         pad: list[Size] = [0, 0] * (x.meta["val"].dim() - 1 - dim) + [0, amount]
         return self.call(aten.constant_pad_nd.default, x, pad, value)
 

@@ -8,7 +8,9 @@ tensors is the local concatenation of their shards. Rows past a segment's length
 may hold anything, and nothing may let them reach a real row.
 
 The sequence need not be a whole tensor dim. ``view([B, S, C] -> [B * S, C])`` leaves it as the
-minor factor of a merged dim, which is why `Shard` has `outer` and `inner`.
+minor factor of a merged dim, which is why `Shard` has `outer` and `inner`. The rows of a picture
+are split in the same way; where it grows by a factor, that is a factor of `inner`. What a
+convolution reads of a picture is a `Window`: a rank's rows with some of its neighbours'.
 """
 
 from __future__ import annotations
@@ -164,13 +166,66 @@ class Shard:
         return f"S({self.dim}: {outer}[{self.seq}]{inner})"
 
 
-Placement: TypeAlias = "Replicate | Shard | Partial"
+@dataclass(frozen=True)
+class Padded:
+    """A picture with rows around it that nobody holds: each rank has its shard of the picture.
+
+    Dim ``split.dim`` of the whole tensor has `before` rows, those of `split`, and `after` rows.
+    Only what takes a `Window` can use it; for everything else it is made whole.
+    """
+
+    split: Shard
+    before: int
+    after: int
+    mode: str = "constant"
+    """What the rows around it are: ``"constant"``, ``"reflect"`` or ``"replicate"``."""
+    value: float = 0.0
+    """Of constant rows."""
+
+    @property
+    def dim(self) -> int:
+        """The dim that is split, and padded."""
+        return self.split.dim
+
+    def __str__(self) -> str:
+        what = f"{self.value:g}" if self.mode == "constant" else self.mode
+        return f"{self.split} in {self.before}+{self.after} rows of {what}"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rank r holds rows ``[start + r * step, start + r * step + count)`` of dim `dim`.
+
+    Ranks' rows may overlap, as those that a convolution reads do. Rows outside the tensor are
+    `value`. Only what an op is given lies so, never what it yields.
+    """
+
+    dim: int
+    step: int
+    start: int
+    count: int
+    value: float = 0.0
+
+    def rows(self, rank: int) -> range:
+        """The rows of `rank`; some may be outside the tensor."""
+        first = self.start + rank * self.step
+        return range(first, first + self.count)
+
+    def __str__(self) -> str:
+        return f"W({self.dim}: {self.start}+{self.step}r, {self.count} rows)"
+
+
+Placement: TypeAlias = "Replicate | Shard | Partial | Padded | Window"
 REPLICATE = Replicate()
 PARTIAL = Partial()
 
 
 def local_shape(shape: Seq[Size], placement: Placement, world: int) -> tuple[Size, ...]:
     """Shape of each rank's tensor, given the `shape` of the whole one."""
+    if isinstance(placement, Window):
+        return (*shape[: placement.dim], placement.count, *shape[placement.dim + 1 :])
+    if isinstance(placement, Padded):
+        placement = placement.split
     if not isinstance(placement, Shard):
         return tuple(shape)
     sizes = list(shape)

@@ -12,7 +12,7 @@ from torch import fx
 
 from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.cost.estimate import Estimator
-from ascend_sp.passes.overlap.memory import Memory
+from ascend_sp.passes.overlap.memory import Memory, made_of_weights
 from ascend_sp.passes.overlap.saving import saving
 from ascend_sp.passes.overlap.scheduler import WINDOW, schedule, simulate
 from ascend_sp.passes.overlap.tasks import (
@@ -62,7 +62,9 @@ def _ordered(
     as_given = simulate(p.tasks, range(len(p.tasks))).makespan
     if not ctx.overlap:
         return given, False, as_given
-    memory = Memory(given, alike_on_all_ranks)
+    # Weights that are gathered come one stretch between two exchanges ahead, whatever the window.
+    weights = made_of_weights(given, ctx.static_inputs)
+    memory = Memory(given, lambda n: n not in weights and alike_on_all_ranks(n))
     allowed = memory.peak(given) * (1 + ctx.memory_budget)
     limited = False
     for window in (WINDOW, WINDOW // 8, 0):

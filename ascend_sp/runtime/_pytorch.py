@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 __all__ = [
     "Store",
     "group_by_name",
+    "ranks_of",
     "store_of",
     "tag_of",
     "tree_leaves",
@@ -35,6 +36,11 @@ __all__ = [
 def group_by_name(name: str) -> dist.ProcessGroup:
     """The process group that functional collectives know as `name`; raises if there is none."""
     return _resolve_process_group(name)  # type: ignore[arg-type]
+
+
+def ranks_of(group: dist.ProcessGroup) -> list[int]:
+    """The global ranks of a group."""
+    return list(dist.get_process_group_ranks(group))
 
 
 def tag_of(group: dist.ProcessGroup) -> str:

@@ -19,6 +19,9 @@ from ascend_sp.runtime.errors import RankMismatchError
 from ascend_sp.runtime.peers import announce, news, peers_of, store_for, told, words
 from ascend_sp.runtime.topology import Topology
 
+UNCOMPILED = "runs uncompiled"
+"""The fact of a rank that does not compile its graph, since Dynamo has given that code up."""
+
 GAVE_UP = "-"
 """What a rank puts in the place of its word when it waits for the others no longer."""
 
@@ -153,6 +156,7 @@ def agree(
     own = f" This rank's inputs: {facts['inputs']}." if "inputs" in facts else ""
     words = exchange(topology, json.dumps(facts, default=str), timeout, step, own)
     each = [json.loads(w) for w in words]
+    _part(each, topology)
     differences = _differences(each, topology)
     if differences:
         if rows is not None:
@@ -164,6 +168,21 @@ def agree(
         names = {name for name in facts if len({json.dumps(f.get(name)) for f in each}) > 1}
         hint = agreeing_groups(topology, words) if names <= step.sequence else ""
         raise RankMismatchError(text + (hint or step.hint))
+
+
+def _part(each: list[dict[str, Any]], topology: Topology) -> None:
+    """Raise if some ranks compile, and others do not any more."""
+    gone = {r: f[UNCOMPILED] for r, f in zip(topology.ranks, each, strict=True) if UNCOMPILED in f}
+    if not gone or len(gone) == len(each):
+        return
+    stay = [r for r in topology.ranks if r not in gone]
+    raise RankMismatchError(
+        f"the ranks of group {topology.group_name!r} part here: rank(s) {stay} compile a program "
+        f"for these inputs, and rank(s) {list(gone)} would run them uncompiled, since they have "
+        "compiled that code too often before. No rank runs. All ranks must meet the same sizes, "
+        "and change weights, the same number of times; torch.compiler.reset() on all of them "
+        "begins anew.\n" + "\n".join(f"  rank {r}: {why}" for r, why in gone.items())
+    )
 
 
 def _missing(store: Store, keys: list[str], timeout: float) -> list[int]:

@@ -98,3 +98,38 @@ split_attention = torch.ops.ascend_sp.split_attention.default
 It has a shape but no implementation, so that a program in which it is left over cannot run. The
 mask is whole, ``[..., S, T]``.
 """
+
+
+@torch.library.custom_op(f"{NAMESPACE}::split_group_norm", mutates_args=())
+def _split_group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    c: int,
+    positions: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    raise NotImplementedError("split_group_norm stands for communication; a pass must expand it")
+
+
+@_split_group_norm.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    c: int,
+    positions: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(n, groups), x.new_empty(n, groups)
+
+
+split_group_norm = torch.ops.ascend_sp.split_group_norm.default
+"""`aten.native_group_norm` of a shard ``[n, c, ...]`` by the statistics of all shards.
+
+It has a shape but no implementation, as `split_attention`. `positions` counts those of all ranks.
+"""

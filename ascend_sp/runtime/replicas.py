@@ -48,6 +48,8 @@ class Input:
     """What the user calls it, as far as that is known."""
     parameter: bool = False
     """Whether it is a parameter or a buffer."""
+    own: bool = False
+    """Whether each rank has a part of its own of it, so that there is nothing to compare."""
 
 
 def checked(
@@ -155,6 +157,8 @@ def digests(inputs: Sequence[Input], values: Sequence[Any]) -> list[str]:
     out = [""] * len(values)
     parts: dict[torch.device, list[tuple[int, Tensor]]] = {}
     for i, (which, value) in enumerate(zip(inputs, values, strict=True)):
+        if which.own:
+            continue
         if isinstance(value, Tensor):
             raw = _bits(value.detach(), which.parameter)
             parts.setdefault(raw.device, []).append((i, raw))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ascend_sp.runtime.errors import TopologyError
@@ -183,3 +185,15 @@ def _world() -> dist.ProcessGroup:
     group = dist.group.WORLD
     assert group is not None
     return group
+
+
+def device_type_of(module: nn.Module) -> str:
+    """Where the weights are; for those on ``meta``, where the process group works."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            return parameter.device.type
+    if not (dist.is_available() and dist.is_initialized()):
+        return "cpu"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    devices = [pair.split(":")[0] for pair in str(dist.get_backend_config()).split(",")]
+    return accelerator.type if accelerator and accelerator.type in devices else "cpu"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -21,7 +20,7 @@ from torch.distributed.tensor.parallel import (
 
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import TextEncoderError
-from ascend_sp.runtime.topology import SINGLE, Topology, resolve, sequence_dim
+from ascend_sp.runtime.topology import SINGLE, Topology, device_type_of, resolve, sequence_dim
 from ascend_sp.text_encoder.find import find, is_excluded
 from ascend_sp.text_encoder.proof import Proof
 from ascend_sp.text_encoder.report import TextEncoderReport, held_bytes, make_report
@@ -54,8 +53,27 @@ _records: WeakKeyDictionary[nn.Module, Record] = WeakKeyDictionary()
 
 
 def record_of(encoder: nn.Module) -> Record:
-    """The record of `encoder`; that of one rank if it was never parallelized."""
-    return _records.get(encoder, Record())
+    """The record of `encoder`; that of one rank if it was never parallelized.
+
+    A module whose parameters are evenly sharded DTensors of one mesh, as `shard_weights` leaves
+    them, has one too.
+    """
+    return _records.get(encoder) or _of_dtensors(encoder)
+
+
+def _of_dtensors(module: nn.Module) -> Record:
+    pieces, meshes = {}, set[DeviceMesh]()
+    for name, p in module.named_parameters(remove_duplicate=False):
+        if isinstance(p, DTensor) and len(p.placements) == 1 and p.placements[0].is_shard():
+            dim = p.placements[0].dim  # type: ignore[attr-defined]
+            each = p.to_local().shape[dim]
+            start = p.device_mesh.get_local_rank() * each
+            pieces[name] = Piece(dim, ((start, each),), tuple(p.shape))
+            meshes.add(p.device_mesh)
+    if len(meshes) != 1:
+        return Record()
+    mesh = meshes.pop()
+    return Record(resolve(None, mesh, mesh.device_type), mesh, pieces)
 
 
 def encoder_is_running() -> bool:
@@ -121,7 +139,7 @@ def parallelize_text_encoder(
             "encoder itself, such as pipe.text_encoder."
         )
     encoder = plain(encoder)
-    device = _device_type(encoder)
+    device = device_type_of(encoder)
     topology = resolve(None, mesh, device)
     if any(isinstance(p, DTensor) for p in encoder.parameters()):
         raise TextEncoderError(
@@ -226,18 +244,6 @@ def as_parameter(local: Tensor, like: nn.Parameter) -> nn.Parameter:
     if isinstance(like, DTensor):
         value = DTensor.from_local(local, like.device_mesh, like.placements, run_check=False)
     return nn.Parameter(value, requires_grad=like.requires_grad)
-
-
-def _device_type(encoder: nn.Module) -> str:
-    """Where the weights are; for those on ``meta``, where the process group works."""
-    for parameter in encoder.parameters():
-        if not parameter.is_meta:
-            return parameter.device.type
-    if not (dist.is_available() and dist.is_initialized()):
-        return "cpu"
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    devices = [pair.split(":")[0] for pair in str(dist.get_backend_config()).split(",")]
-    return accelerator.type if accelerator and accelerator.type in devices else "cpu"
 
 
 def _world_mesh(device_type: str) -> DeviceMesh:

@@ -79,6 +79,8 @@ class Dump:
     """Whether somebody asks for the report, folder or not."""
     options: Mapping[str, str] = field(default_factory=dict)
     """The configuration as text, for the heads of files."""
+    begins: Callable[[str], None] = lambda phase: None
+    """Told each pass and phase when it begins."""
     _steps: int = 0
     _counts: Counter[str] = field(default_factory=Counter)
 
@@ -99,6 +101,7 @@ class Dump:
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Note how long a phase takes, besides the passes."""
+        self.begins(phase)
         start = time.perf_counter()
         yield
         self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - start

@@ -18,6 +18,7 @@ SECTIONS = {
     NoteKind.GATHER.heading: "where a shard becomes a whole tensor; a model's output always does",
     NoteKind.PACKED.heading: "which of the values that are needed together share a gather",
     NoteKind.RESHARD.heading: "where a value changes from one split to another",
+    NoteKind.HALO.heading: "what convolutions read of other ranks' rows",
     NoteKind.ALL_REDUCE.heading: "sums over the sequence, added up over ranks",
     NoteKind.STRATEGY.heading: "a strategy that was asked for, and why another one is used",
     NoteKind.COMPLEX.heading: "ops that still run on complex tensors",

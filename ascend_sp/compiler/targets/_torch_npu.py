@@ -9,6 +9,8 @@ import ast
 import functools
 import importlib
 import inspect
+import itertools
+import operator
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -92,7 +94,16 @@ def use_torchair_all_to_all(graph: fx.Graph, node: fx.Node) -> None:
     ranks = dist.get_process_group_ranks(group)
 
     def offsets(sizes: Any) -> list[Any]:
-        return [sum(sizes[:i]) for i in range(len(sizes))]
+        return list(itertools.accumulate(sizes[:-1], plus, initial=0))
+
+    def plus(a: Any, b: Any) -> Any:
+        if not isinstance(a, fx.Node) and not isinstance(b, fx.Node):
+            return a + b
+        if a == 0:
+            return b
+        out = graph.call_function(operator.add, (a, b))
+        out.meta["val"] = sum(n.meta["val"] if isinstance(n, fx.Node) else n for n in (a, b))
+        return out
 
     with graph.inserting_before(node):
         new = graph.call_function(

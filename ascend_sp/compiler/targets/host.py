@@ -71,7 +71,9 @@ def split_host(gm: fx.GraphModule, inputs: Sequence[Any]) -> Parts:
     _set_results(device, [x for i, x in enumerate(_results(device)) if i not in returned])
     kept = []
     for i, node in enumerate(placeholders):
-        if _on_host(node) and not node.users:
+        # With a sharded parameter comes its device mesh, which no graph engine knows.
+        other = not isinstance(node.meta.get("val"), (torch.Tensor, torch.SymInt, int, float))
+        if (_on_host(node) or other) and not node.users:
             device.graph.erase_node(node)
         else:
             kept.append(i)

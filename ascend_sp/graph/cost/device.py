@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +81,12 @@ class DeviceModel:
         """Cost of sending `per_peer` bytes from every rank to every other one."""
         if ranks == 1:
             return LinkCost(0.0, 0.0)
-        sent = (ranks - 1) * per_peer
-        busiest = sent if self.shared_link else per_peer
+        return self.exchange([per_peer] * (ranks - 1))
+
+    def exchange(self, blocks: Sequence[float]) -> LinkCost:
+        """Cost of sending a block of so many bytes to each of some ranks, the same on all ranks."""
+        sent = sum(blocks)
+        busiest = sent if self.shared_link else max(blocks)
         return LinkCost(
             self.link_latency + busiest / self.link_bandwidth,
             self.link_launch + sent * self.link_work,

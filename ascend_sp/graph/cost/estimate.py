@@ -87,6 +87,9 @@ class Estimator:
             return LinkCost(0.0, 0.0)
         size = sum(bytes_of(v) for v in tensors_of(node.args[0]))
         d = self.device
+        blocks: Any = node.args[2] if node.target is ALL_TO_ALL else ()
+        if len(set(blocks)) > 1:  # sorted, so that all ranks come to the same bits
+            return d.exchange(sorted(n * size / sum(blocks) for n in blocks))
         time = {ALL_TO_ALL: d.all_to_all, ALL_GATHER: d.all_gather, ALL_REDUCE: d.all_reduce}
         return time[node.target](size, self.ranks)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import fx
 
@@ -11,6 +11,19 @@ from ascend_sp.graph.cost.estimate import bytes_of, is_free, tensors_of
 
 def _all(_: fx.Node) -> bool:
     return True
+
+
+def made_of_weights(nodes: Sequence[fx.Node], static_inputs: Collection[str]) -> set[fx.Node]:
+    """The nodes that only parameters and buffers decide: gathers of sharded weights, mostly."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder":
+            static = node.name in static_inputs
+        else:
+            static = bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
+        if static:
+            found.add(node)
+    return found
 
 
 class Memory:

@@ -21,14 +21,16 @@ from ascend_sp.graph.layout import (
     PARTIAL,
     PLACEMENTS,
     REPLICATE,
+    Padded,
     Partial,
     Placement,
     Shard,
+    Window,
     same,
 )
 from ascend_sp.graph.origin import MATERIALISE
 from ascend_sp.graph.sizes import as_size
-from ascend_sp.passes.sharding import redistribute
+from ascend_sp.passes.sharding import halo, redistribute
 from ascend_sp.passes.sharding.plan import Plan, operand_nodes, shapes
 
 
@@ -121,7 +123,8 @@ class Materialiser:
 
     def _touches_changed(self, node: fx.Node) -> bool:
         return any(
-            x in self.changed or any(isinstance(p, Shard) for p in self.plan.placements.get(x, ()))
+            x in self.changed
+            or any(isinstance(p, Shard | Padded) for p in self.plan.placements.get(x, ()))
             for x in node.all_input_nodes
         )
 
@@ -147,16 +150,20 @@ class Materialiser:
         with self.emit.at(user, origin=origin):
             node = self._make(x, want, user, why)
         have.append((want, node))
-        node.meta[PLACEMENTS] = (want,)
-        node.meta[GLOBAL_SHAPES] = self.global_shapes[x]
+        if not (isinstance(want, Window) and PLACEMENTS in node.meta):  # else it is its own rows
+            node.meta[PLACEMENTS] = (want,)
+            node.meta[GLOBAL_SHAPES] = self.global_shapes[x]
         return node
 
     def _make(self, x: fx.Node, want: Placement, user: fx.Node, why: str) -> fx.Node:
         home, local = self.versions[x][0]
         if isinstance(want, Partial):
             raise AssertionError(f"{user.name} asks for a partial {x.name}")
+        if isinstance(want, Window):
+            return self._window(x, want, user)
+        assert not isinstance(want, Padded)
         if isinstance(want, Shard):
-            if isinstance(home, Shard):
+            if isinstance(home, Shard | Padded):
                 self.ctx.note(NoteKind.RESHARD, user, f"{x.name}: {home} -> {want}")
             whole = self.version(user, x, REPLICATE, why)
             return redistribute.scatter(self.emit, whole, want, self.ctx.topology)
@@ -166,11 +173,29 @@ class Materialiser:
             )
             whole = redistribute.add_up(self.emit, local, self.ctx.topology)
             return self._as_recorded(x, whole)
-        assert isinstance(home, Shard)
+        assert isinstance(home, Shard | Padded)
         self.ctx.note(NoteKind.GATHER, x, f"{home} is gathered for {user.name}: {why}")
         shape = self.global_shapes[x][0]
-        whole = redistribute.gather(self.emit, local, home, shape, self.ctx.topology)
+        if isinstance(home, Padded):
+            inside = (*shape[: home.dim], home.split.seq.total * home.split.inner)
+            inside = (*inside, *shape[home.dim + 1 :])
+            whole = redistribute.gather(self.emit, local, home.split, inside, self.ctx.topology)
+            whole = halo.with_margin(self.emit, whole, home, shape[home.dim])
+        else:
+            whole = redistribute.gather(self.emit, local, home, shape, self.ctx.topology)
         return self._as_recorded(x, whole)
+
+    def _window(self, x: fx.Node, want: Window, user: fx.Node) -> fx.Node:
+        """Rows of `x` with some of its neighbours', or cut from the whole of it."""
+        home, local = self.versions[x][0]
+        if not isinstance(home, Shard | Padded):
+            home, local = None, self.version(user, x, REPLICATE, "")  # type: ignore[assignment]
+        size = self.global_shapes[x][0][want.dim]
+        assert isinstance(size, int)
+        found, rows = halo.window(self.emit, local, home, want, size, self.ctx.topology)  # type: ignore[arg-type]
+        if rows:
+            self.ctx.note(NoteKind.HALO, x, f"{rows} rows of other ranks for {user.name}")
+        return found
 
     def _as_recorded(self, x: fx.Node, whole: fx.Node) -> fx.Node:
         """`whole` in the memory order of the value `x` that it stands for, as far as that goes."""

@@ -1,8 +1,8 @@
 """Propagation: one walk over the graph that gives every value its placement.
 
 Nothing is sharded until an attention asks for it. When the walk meets one whose queries are whole,
-it looks back for the values to cut (`seeds`), and goes on from the first of them. The graph is not
-changed; the result is a `Plan`.
+it looks back for the values to cut (`seeds`), and goes on from the first of them. Convolutions ask,
+too, where that pays (`pictures`). The graph is not changed; the result is a `Plan`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from ascend_sp.graph._pytorch import OpOverload
 from ascend_sp.graph.context import NoteKind, PassContext, own_line, source_line
 from ascend_sp.graph.layout import (
     REPLICATE,
+    Padded,
     Placement,
     Seam,
     Sequence,
     Shard,
 )
+from ascend_sp.passes.sharding import pictures
+from ascend_sp.passes.sharding.pictures import Cut
 from ascend_sp.passes.sharding.plan import (
     Plan,
     call_of,
@@ -28,7 +31,7 @@ from ascend_sp.passes.sharding.plan import (
     operand_nodes,
     shapes,
 )
-from ascend_sp.passes.sharding.rules import Local, Reshard, Unsupported, answer
+from ascend_sp.passes.sharding.rules import Local, Reshard, Unsupported, answer, takes_padded
 from ascend_sp.passes.sharding.seeds import find_seeds, why_whole
 from ascend_sp.passes.sharding.unseen import IN_ONE_OP, unseen_attention
 from ascend_sp.runtime.errors import UnshardedError
@@ -43,16 +46,46 @@ MAX_CUTS = 32
 
 def propagate_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     """Decide every placement; the `Plan` is left for `materialise_sharding`."""
-    plan = propagate(list(gm.graph.nodes), ctx.topology.size, ctx.static_inputs)
+    nodes = list(gm.graph.nodes)
+    plan = propagate(nodes, ctx.topology.size, ctx.static_inputs)
+    plan = _with_pictures(nodes, plan, ctx)
     ctx.results.put(plan)
     _report(gm.graph, plan, ctx)
     return gm
 
 
+def _with_pictures(nodes: list[fx.Node], plan: Plan, ctx: PassContext) -> Plan:
+    """The best plan by estimate: the one without seeds of convolutions, or one with such."""
+    costs = ctx.estimator()
+    best: tuple[float, Plan] | None = None
+    found = list(pictures.ways(nodes))
+    for cut in found:
+        new = propagate(nodes, ctx.topology.size, ctx.static_inputs, cut)
+        taken = pictures.seconds(nodes, new, costs)
+        if best is None or taken < best[0]:
+            best = taken, new
+    if best is None:
+        return plan
+    now = pictures.seconds(nodes, plan, costs)
+    if best[0] < now:
+        return best[1]
+    first = next(n for n in nodes if n.target is pictures.CONVOLUTION)
+    ctx.note(
+        NoteKind.UNSHARDED,
+        first,
+        "convolutions are not split along a picture, since by estimate that would take "
+        f"{best[0] * 1e3:.3g} ms, and takes {now * 1e3:.3g} ms without",
+    )
+    return plan
+
+
 def propagate(
-    nodes: list[fx.Node], world: int, static_inputs: frozenset[str] = frozenset()
+    nodes: list[fx.Node],
+    world: int,
+    static_inputs: frozenset[str] = frozenset(),
+    cut: Cut | None = None,
 ) -> Plan:
-    """The placements of `nodes` over `world` ranks."""
+    """The placements of `nodes` over `world` ranks; with a `cut`, convolutions ask for it."""
     plan = Plan(world)
     position = {n: i for i, n in enumerate(nodes)}
     hopeless: set[fx.Node] = set()
@@ -74,6 +107,12 @@ def propagate(
                 i = min(position[n] for n in new)
                 continue
             hopeless.add(node)
+        if cut and node.target is pictures.CONVOLUTION and not _sharded(plan, node):
+            seed = cut.seed(node)
+            if seed and plan.placement(seed[0]) == REPLICATE:
+                plan.seeds[seed[0]] = seed[1]
+                i = position[seed[0]]
+                continue
         seams = _seams(plan, node) if node < last else ()
         if seams and cuts < MAX_CUTS:
             cuts += 1
@@ -126,14 +165,14 @@ def visit(plan: Plan, node: fx.Node) -> None:
     else:
         out = tuple(REPLICATE for _ in shapes(node))
     operands = operand_nodes(node) if node.op == "call_function" else []
-    if any(isinstance(plan.placement(x), Shard) for x in operands):
+    if any(isinstance(_seen(plan, node, x), Shard | Padded) for x in operands):
         found = _ask(plan, node)
         if isinstance(found, Local):
             plan.answers[node] = found
             out = found.outputs
         else:
             plan.refusals[node] = found
-    if node in plan.seeds and not isinstance(out[0], Shard):
+    if node in plan.seeds and out[0] == REPLICATE:
         out = (plan.seeds[node], *out[1:])
     else:
         plan.seeds.pop(node, None)
@@ -143,13 +182,15 @@ def visit(plan: Plan, node: fx.Node) -> None:
 def _ask(plan: Plan, node: fx.Node) -> Local | Reshard | Unsupported:
     if not isinstance(node.target, OpOverload):
         return Unsupported(f"{node.target} is not an ATen op")
-    return answer(call_of(node, lambda _, x: _seen(plan, x), plan.world))
+    return answer(call_of(node, lambda _, x: _seen(plan, node, x), plan.world))
 
 
-def _seen(plan: Plan, x: fx.Node) -> Placement:
-    # A partial sum is added up before anybody looks at it.
+def _seen(plan: Plan, node: fx.Node, x: fx.Node) -> Placement:
+    # A partial sum is added up before anybody looks at it; rows around a picture few can use.
     p = plan.placement(x)
-    return p if isinstance(p, Shard) else REPLICATE
+    if isinstance(p, Shard) or (isinstance(p, Padded) and takes_padded(node.target)):
+        return p
+    return REPLICATE
 
 
 def _pick(plan: Plan, source: fx.Node, index: int) -> Placement:
@@ -227,5 +268,6 @@ def _nothing_split(bad: list[tuple[fx.Node, str]]) -> Unsplit:
 
 def _must_travel(plan: Plan, node: fx.Node) -> bool:
     return any(
-        isinstance(plan.placement(x), Shard) and x not in plan.seeds for x in operand_nodes(node)
+        isinstance(plan.placement(x), Shard | Padded) and x not in plan.seeds
+        for x in operand_nodes(node)
     )

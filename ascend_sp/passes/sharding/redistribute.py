@@ -44,7 +44,7 @@ def _rows_of_rank(
         begin = start + min(first, length)
         return e.pad_end(e.narrow(x, d, begin, begin + valid), d, chunk - valid)
     whole = e.narrow(x, d, start, start + length)
-    whole = e.pad_end(whole, d, chunk * topology.size - length)
+    whole = e.pad_end(whole, d, chunk * topology.size - length, below=topology.size)
     return e.narrow(whole, d, first, first + chunk)
 
 
@@ -105,7 +105,8 @@ def by_rank(e: Emitter, x: fx.Node, dim: int, seq: Sequence, world: int) -> fx.N
     pieces: list[fx.Node] = []
     offset: Size = 0
     for length, chunk in zip(seq.lengths, seq.chunks(world), strict=True):
-        rows = e.pad_end(e.narrow(x, dim, offset, offset + length), dim, chunk * world - length)
+        rows = e.narrow(x, dim, offset, offset + length)
+        rows = e.pad_end(rows, dim, chunk * world - length, below=world)
         pieces.append(e.view(rows, (*shape[:dim], world, chunk, *shape[dim + 1 :])))
         offset = offset + length
     return e.cat(pieces, dim + 1)

@@ -8,7 +8,7 @@ import sympy
 
 from ascend_sp.graph._pytorch import is_pointwise, tree_leaves
 from ascend_sp.graph.context import is_random
-from ascend_sp.graph.layout import Shard
+from ascend_sp.graph.layout import Padded, Shard
 from ascend_sp.graph.sizes import Size, has_unbacked
 from ascend_sp.passes.sharding.rules import (  # noqa: F401
     along,
@@ -19,6 +19,7 @@ from ascend_sp.passes.sharding.rules import (  # noqa: F401
     norms,
     npu,
     npu_quantised,
+    pictures,
     quantised,
     reductions,
     views,
@@ -26,6 +27,7 @@ from ascend_sp.passes.sharding.rules import (  # noqa: F401
 from ascend_sp.passes.sharding.rules.base import (
     BY_NAME,
     RULES,
+    TAKES_WINDOWS,
     Answer,
     Call,
     Local,
@@ -48,11 +50,12 @@ __all__ = [
     "Unsupported",
     "answer",
     "rule",
+    "takes_padded",
 ]
 
 
 def answer(call: Call) -> Answer:
-    """Ask the rule of `call.op`. The call must have a sharded operand.
+    """Ask the rule of `call.op`. The call must have a sharded operand, or a padded one.
 
     An op without a rule of its own, but with PyTorch's pointwise tag, falls under `pointwise`.
     Ops that write in place or draw random numbers are refused: a shard is not the whole. So are
@@ -70,12 +73,17 @@ def answer(call: Call) -> Answer:
     return found(call)
 
 
+def takes_padded(op: object) -> bool:
+    """Whether the rule of `op` is to be told of an operand that is `Padded`."""
+    return RULES.get(op) in TAKES_WINDOWS  # type: ignore[call-overload]
+
+
 def _sizes(call: Call) -> Iterator[Size]:
     """What a shard of the call is calculated from."""
     for shape in call.outputs:
         yield from shape
     for x in tree_leaves((call.args, dict(call.kwargs))):
         if isinstance(x, Operand):
-            yield from x.shape if isinstance(x.placement, Shard) else ()
+            yield from x.shape if isinstance(x.placement, Shard | Padded) else ()
         elif isinstance(x, sympy.Expr):
             yield x

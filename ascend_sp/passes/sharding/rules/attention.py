@@ -2,6 +2,7 @@
 
 With `s` split and `t` whole, every rank attends with its own queries. With both split, the op
 becomes `split_attention`, and the Ulysses pass trades the split of the sequence for one of heads.
+Where tokens are the rows of a picture, keys and values are gathered instead.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def attention(call: Call) -> Answer:
         return Local(tuple(REPLICATE for _ in call.operands), (REPLICATE,))
     split = at_dim(q.shape, q.placement, SEQ)
     if split is None:
-        return Unsupported(f"queries are split as {q.placement}, not along their sequence dim")
+        return _rows_of_a_picture(call, q, mask, causal)
     keys = _keys(k, v, causal)
     if keys is None:
         return Unsupported("keys and values are split in different ways")
@@ -45,6 +46,17 @@ def attention(call: Call) -> Answer:
         return Unsupported("queries are broadcast over the batch or the heads of the keys")
     travels = split_attention if isinstance(keys, Shard) else None
     return Local(tuple(inputs), (split,), op=travels)
+
+
+def _rows_of_a_picture(call: Call, q: Operand, mask: Operand | None, causal: bool) -> Answer:
+    """Tokens that are whole rows of a picture: each rank's own attend to the keys of all."""
+    split = q.shard
+    if split.dim != SEQ or not equal(split.outer, 1) or causal:
+        return Unsupported(f"queries are split as {q.placement}, not along their sequence dim")
+    inputs: list[Placement] = [split, REPLICATE, REPLICATE]
+    if isinstance(mask, Operand):
+        inputs.append(_mask(mask, split, REPLICATE))
+    return Local(tuple(inputs), (split,))
 
 
 def _keys(k: Operand, v: Operand, causal: bool) -> Placement | None:

@@ -147,6 +147,16 @@ def rule(*ops: OpOverload | str) -> Callable[[Rule], Rule]:
     return register
 
 
+TAKES_WINDOWS: set[Rule] = set()
+"""Rules that know what to do with an operand that is `Padded`; others are told that it is whole."""
+
+
+def takes_windows(fn: Rule) -> Rule:
+    """Say that the decorated rule reads windows, of operands with rows around them, too."""
+    TAKES_WINDOWS.add(fn)
+    return fn
+
+
 def normal_dim(dim: int, ndim: int) -> int:
     """`dim` counted from the front."""
     return dim + ndim if dim < 0 else dim

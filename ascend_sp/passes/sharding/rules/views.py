@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from ascend_sp.graph import windows
 from ascend_sp.graph.layout import (
+    Padded,
     Placement,
     Sequence,
     Shard,
@@ -295,15 +297,26 @@ def select_scatter(call: Call) -> Answer:
 
 @rule(aten.constant_pad_nd.default)
 def constant_pad(call: Call) -> Answer:
-    """``[b, s, c] -> [b, s+p, c']``: rows that are added to the sequence are segments of it."""
+    """``[b, s, c] -> [b, s+p, c']``: rows that are added to the sequence are segments of it.
+
+    Where a dim holds several rows for each of the sequence, they stay outside of the shards, for
+    what reads windows.
+    """
     x = call.operands[0]
     pad = list(call.argument("pad"))
     at = 2 * (x.ndim - 1 - x.shard.dim)
     own = [as_size(p) for p in pad[at : at + 2]] or [0, 0]
     if all(equal(p, 0) for p in own):
         return unary(call, x.shard)
-    if not x.shard.whole_dim() or not all(isinstance(p, int) and p >= 0 for p in own):
+    if not all(isinstance(p, int) and p >= 0 for p in own):
         return Reshard("the sequence axis is cut by a negative padding")
+    if not x.shard.whole_dim():
+        if not windows.known(x.shard):
+            return Reshard("a dim that merges the sequence with another axis is padded")
+        pad[at : at + 2] = [0, 0]
+        value = float(call.argument("value"))
+        padded = Padded(x.shard, own[0], own[1], "constant", value)  # type: ignore[arg-type]
+        return unary(call, padded, args={1: pad})
     before, after = (Sequence((p,) if p else ()) for p in own)
     pad[at : at + 2] = [before.local(call.world), after.local(call.world)]
     longer = Shard(x.shard.dim, Sequence.joined([before, x.shard.seq, after]))
