@@ -52,11 +52,12 @@ def test_dump(tmp_path: Path) -> None:
             "05_materialise_sharding.py",
             "06_choose_strategy.py",
             "07_ulysses.py",
-            "08_join_statistics.py",
-            "09_split_features.py",
-            "10_pack_gathers.py",
-            "11_schedule_collectives.py",
-            "12_lower_attention.py",
+            "08_gather_keys.py",
+            "09_join_statistics.py",
+            "10_split_features.py",
+            "11_pack_gathers.py",
+            "12_schedule_collectives.py",
+            "13_lower_attention.py",
             "collectives.json",
             "compile_time.json",
             "dataflow.svg",
@@ -74,7 +75,7 @@ def test_dump(tmp_path: Path) -> None:
         assert f"rank {rank} of 2" in summary
         assert "**2 of 2 attentions are split** over 2 ranks" in summary
         assert "8 all-to-alls, 1 all-gather" in summary
-        assert "| 2 | 7+17 | 3 x 16 | no | separate | 4 |" in summary
+        assert "| 2 | 7+17 | 3 x 16 | no | separate | 4 all-to-alls |" in summary
         assert "| sdpa | transformer_flux.py:" in summary
         assert "is hidden behind compute" in summary
         events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
@@ -86,19 +87,19 @@ def test_dump(tmp_path: Path) -> None:
         placements = (folder / "placements.txt").read_text()
         assert "S(1: [17])" in placements
         assert "transformer_flux.py" in placements
-        head = (folder / "06_ulysses.py").read_text()[:1500]
+        head = (folder / "07_ulysses.py").read_text()[:1500]
         assert "after ulysses" in head and "strategy=separate" in head
         assert "   +8  _c10d_functional.all_to_all_single.default" in head
         assert "   -2  ascend_sp.split_attention.default" in head
     # A file runs by itself, in one process, as the rank that wrote it.
     folder = next(tmp_path.glob("graph_*/rank_1"))
-    for name in ("00_captured", "09_lower_attention"):
+    for name in ("00_captured", "13_lower_attention"):
         line = [sys.executable, str(folder / f"{name}.py")]
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)
         assert done.stdout == "(1, 17, 16)\n", done.stderr
     with pytest.raises(SystemExit, match="split_attention stands for communication"):
-        runpy.run_path(str(folder / "05_choose_strategy.py"), run_name="__main__")
+        runpy.run_path(str(folder / "06_choose_strategy.py"), run_name="__main__")
 
 
 class Constants(torch.nn.Module):

@@ -321,7 +321,8 @@ def test_what_a_pass_ensures_holds_after_every_later_one() -> None:
             node.target = split_attention
         return gm
 
-    passes = (*only("propagate_sharding", "materialise_sharding", "ulysses"), Pass(undo))
+    names = ("propagate_sharding", "materialise_sharding", "ulysses", "gather_keys")
+    passes = (*only(*names), Pass(undo))
     with pytest.raises(VerificationError, match="after undo it must hold that no attention needs"):
         compile_rank(captured, 0, 2, Config(verify=False), passes=passes)
 

@@ -183,9 +183,9 @@ class Config:
     strategy: str = _option(
         "auto",
         _strategy,
-        "auto, separate, packed, pipelined or pipelined:N (N >= 2 groups of heads)",
-        "How ranks exchange queries, keys and values; auto chooses for each attention by estimated "
-        "cost.",
+        "auto, separate, packed, pipelined or pipelined:N (N >= 2 groups of heads), or gather",
+        "How queries meet keys of other ranks: rows are exchanged for heads (three ways), or keys "
+        "and values are gathered; auto chooses for each attention by estimated cost.",
     )
     split_features: str = _option(
         "auto",

@@ -21,6 +21,7 @@ from ascend_sp.passes.choose_strategy import choose_strategy
 from ascend_sp.passes.decompose_complex import decompose_complex
 from ascend_sp.passes.decompose_unsupported import decompose_unsupported
 from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
+from ascend_sp.passes.gather_keys import gather_keys
 from ascend_sp.passes.join_statistics import join_statistics
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.npu.attention import fuse_attention
@@ -112,8 +113,10 @@ PASSES: tuple[Pass, ...] = (
     Pass(propagate_sharding, (), (PLANNED,), _several_ranks),
     # From here on the graph is one rank's program. Sums over the sequence are added up by rank.
     Pass(materialise_sharding, (PLANNED,), (PLACED,), _several_ranks, exact=False),
-    Pass(choose_strategy, (PLACED,), when=_several_ranks, optional=True),
-    Pass(ulysses, (PLACED,), (EXCHANGED,), _several_ranks),
+    # Keys that are gathered may be attended in another order of sums than those of an exchange.
+    Pass(choose_strategy, (PLACED,), when=_several_ranks, optional=True, exact=False),
+    Pass(ulysses, (PLACED,), when=_several_ranks),
+    Pass(gather_keys, (PLACED,), (EXCHANGED,), _several_ranks, exact=False),
     Pass(join_statistics, (PLACED,), (JOINED,), _several_ranks, exact=False),
     # Ascend's fused ops, where they fit; before the order, which counts on what really runs.
     Pass(fuse_rms_norm, when=_npu, optional=True, exact=False),

@@ -8,8 +8,11 @@ from torch import fx
 
 _KEY = "ascend_sp_origin"
 
-MATERIALISE, ULYSSES = "materialise_sharding", "ulysses"
-"""Passes by which others know a node: what moves shards, and what exchanges rows for heads."""
+MATERIALISE = "materialise_sharding"
+"""The pass that moves shards, by which others know its nodes."""
+ULYSSES, GATHER_KEYS = "ulysses", "gather_keys"
+EXCHANGES = (ULYSSES, GATHER_KEYS)
+"""Passes that bring together the queries and keys of an attention, likewise."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def set_origin(node: fx.Node, made_by: str, of: fx.Node | str) -> None:
     name = of if isinstance(of, str) else of.name
     before = None if isinstance(of, str) else origin_of(of)
     attention = before.attention if before else ""
-    if made_by == ULYSSES:
+    if made_by in EXCHANGES:
         attention = name
     node.meta[_KEY] = Origin(made_by, name, attention)
 
@@ -51,6 +54,6 @@ def made_by(node: fx.Node) -> str:
 
 
 def exchange_of(node: fx.Node) -> str:
-    """Name of the attention whose exchange `ulysses` made `node` for; empty if of none."""
+    """Name of the attention for whose exchange a pass made `node`; empty if for none."""
     found = origin_of(node)
-    return found.of if found is not None and found.made_by == ULYSSES else ""
+    return found.of if found is not None and found.made_by in EXCHANGES else ""

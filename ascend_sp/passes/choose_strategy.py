@@ -8,6 +8,7 @@ that one call of the model's code makes (the blocks of a loop) are given one str
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,9 +17,12 @@ from torch import fx
 from ascend_sp.graph.attention import Attention
 from ascend_sp.graph.context import NoteKind, PassContext
 from ascend_sp.graph.cost.estimate import Estimator, shape_of
-from ascend_sp.graph.layout import INPUTS
+from ascend_sp.graph.layout import INPUTS, Sequence
+from ascend_sp.graph.sizes import row_major
+from ascend_sp.passes.exchange import rows_before_padding
 from ascend_sp.passes.overlap.scheduler import Task, schedule, simulate
 from ascend_sp.passes.overlap.strategies import (
+    GATHER,
     MOST_GROUPS,
     PACKED,
     SEPARATE,
@@ -99,7 +103,7 @@ def _candidates(
     node: fx.Node, asked: Strategy | None, ctx: PassContext
 ) -> tuple[dict[str, str], list[Strategy]]:
     """What `node` cannot take, with the reasons, and what it can."""
-    every = [PACKED, *(Strategy("pipelined", n) for n in range(2, MOST_GROUPS + 1))]
+    every = [PACKED, *(Strategy("pipelined", n) for n in range(2, MOST_GROUPS + 1)), GATHER]
     if asked is not None:
         every = [asked] if asked != SEPARATE else []
     elif not ctx.overlap:
@@ -147,8 +151,10 @@ class _Template:
         q, k, v, self.mask, causal, _, _ = Attention.of(node)
         self.operands: list[fx.Node] = [q, k, v]
         self.causal = bool(causal)
+        self.ordered = self.causal or self.mask is not None
         self.dtype = q.meta["val"].dtype
         shapes = [list(shape_of(x.meta["val"])) for x in self.operands]
+        self.heads = shapes[0][1]
         if any(s[1] % world for s in shapes):
             for s in shapes:
                 s[1] = -(-shapes[0][1] // world) * world
@@ -159,6 +165,46 @@ class _Template:
 
     def add(self, strategy: Strategy) -> frozenset[int]:
         """Append the tasks; what the result stands on."""
+        return self._gather() if strategy.gathers else self._exchange(strategy)
+
+    def _gather(self) -> frozenset[int]:
+        """Keys and values come to this rank's queries."""
+        needs = set(self.behind[self.operands[0]])
+        if self.mask is not None:
+            needs |= self.behind[self.mask]
+        for x in dict.fromkeys(self.operands[1:]):
+            value = x.meta["val"]
+            size = math.prod(shape_of(value)) * value.element_size()
+            start = self.behind[x]
+            if not row_major(value.transpose(1, 2)):
+                start = frozenset({self._task("pack", self.estimator.copy_seconds(size), start)})
+            seconds, work = self.estimator.device.all_gather(size, self.world)
+            needs.add(self._task("all_gather", seconds, start, transfer=True, work=work))
+            if self._reorders():
+                arrived = self.estimator.copy_seconds(size * self.world)
+                needs.add(self._task("unpack", arrived, frozenset({len(self.tasks) - 1})))
+        seconds = self.estimator.attention_seconds(
+            self.batch,
+            self.heads,
+            self.rows,
+            self.keys * self.world,
+            self.dim,
+            self.out_dim,
+            self.dtype,
+        )
+        return frozenset({self._task("attention", seconds, frozenset(needs), fills=True)})
+
+    def _reorders(self) -> bool:
+        """Whether what arrives must be copied before it is attended."""
+        keys: Sequence = self.node.meta[INPUTS][1].seq
+        if self.batch > 1:
+            return True
+        if self.ordered:
+            return len(keys.lengths) > 1
+        return rows_before_padding(keys, self.world) is None
+
+    def _exchange(self, strategy: Strategy) -> frozenset[int]:
+        """Rows are exchanged for heads, and back."""
         groups = range(strategy.groups)
         heads = [[self._heads(strategy, share, g) for share in self.shares] for g in groups]
         sent: list[list[int]] = [[] for _ in groups]
@@ -196,11 +242,18 @@ class _Template:
     def _send(self, size: float, needs: frozenset[int]) -> int:
         packed = self._task("pack", self.estimator.copy_seconds(size), needs)
         seconds, work = self.estimator.device.all_to_all(size, self.world)
-        self.tasks.append(Task("all_to_all", seconds, (packed,), True, work, self.node.name))
-        return len(self.tasks) - 1
+        return self._task("all_to_all", seconds, frozenset({packed}), transfer=True, work=work)
 
     def _task(
-        self, name: str, seconds: float, needs: frozenset[int], *, fills: bool = False
+        self,
+        name: str,
+        seconds: float,
+        needs: frozenset[int],
+        *,
+        transfer: bool = False,
+        work: float = 0.0,
+        fills: bool = False,
     ) -> int:
-        self.tasks.append(Task(name, seconds, tuple(sorted(needs)), fills=fills))
+        serves = self.node.name if transfer else ""
+        self.tasks.append(Task(name, seconds, tuple(sorted(needs)), transfer, work, serves, fills))
         return len(self.tasks) - 1

@@ -22,7 +22,7 @@ from ascend_sp.graph.context import NoteKind, PassContext, is_random
 from ascend_sp.graph.cost.estimate import bytes_of, is_free, shape_of
 from ascend_sp.graph.emitter import Emitter, same_strides
 from ascend_sp.graph.families import VIEWS
-from ascend_sp.graph.origin import MATERIALISE, origin_of, set_origin
+from ascend_sp.graph.origin import MATERIALISE, exchange_of, origin_of, set_origin
 from ascend_sp.passes.overlap.packing import Packed, Trial
 from ascend_sp.passes.overlap.scheduler import Task
 from ascend_sp.passes.sharding import redistribute
@@ -69,7 +69,10 @@ def _together(graph: fx.Graph) -> list[list[fx.Node]]:
             place[u] if u.target in STARTS or is_random(u.target) else first[u] for u in node.users
         )
         first[node] = min(barriers, default=len(nodes))
-        if node.target is ALL_GATHER and all(u.target is WAIT for u in node.users):
+        # Those of an attention's keys and values are apart because that was estimated to be best.
+        if exchange_of(node) or node.target is not ALL_GATHER:
+            continue
+        if all(u.target is WAIT for u in node.users):
             value = _sent(node)
             if value.dim() == 1:
                 key = (first[node], value.dtype, value.device, node.args[1:])

@@ -24,13 +24,14 @@ from torch import fx
 
 from ascend_sp.graph import collectives
 from ascend_sp.graph.attention import Attention
-from ascend_sp.graph.context import PassContext, source_line
+from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.emitter import Emitter, as_shape_of
 from ascend_sp.graph.layout import INPUTS, Sequence
 from ascend_sp.graph.origin import ULYSSES
 from ascend_sp.graph.sizes import Size, ceil_div, divide, equal
+from ascend_sp.passes.exchange import Exchange, rows_of
 from ascend_sp.passes.overlap.strategies import SEPARATE, STRATEGY, Strategy
-from ascend_sp.passes.sharding.redistribute import by_rank, in_order
+from ascend_sp.passes.sharding.redistribute import by_rank
 from ascend_sp.runtime.ops import attention, split_attention
 from ascend_sp.runtime.topology import Topology
 
@@ -38,44 +39,16 @@ aten = torch.ops.aten
 
 
 def ulysses(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
-    """Expand every `split_attention`."""
+    """Expand every `split_attention` whose heads are exchanged."""
     emit = Emitter(gm, ULYSSES)
     for node in gm.graph.find_nodes(op="call_function", target=split_attention):
         queries, keys, *_ = node.meta[INPUTS]
-        strategy = node.meta.get(STRATEGY, SEPARATE)
+        strategy: Strategy = node.meta.get(STRATEGY, SEPARATE)
+        if strategy.gathers:
+            continue
         ctx.results.add(Exchange.of(node, queries.seq, keys.seq, strategy))
         Expansion(emit, node, queries.seq, keys.seq, ctx.topology, strategy).run()
     return gm
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """Facts of one attention whose rows and heads change hands."""
-
-    name: str
-    batch: str
-    heads: str
-    kv_heads: str
-    width: str
-    """Of one head."""
-    queries: str
-    """Lengths of the segments of the sequence."""
-    keys: str
-    mask: str
-    causal: bool
-    strategy: str
-    source: str
-
-    @staticmethod
-    def of(node: fx.Node, queries: Sequence, keys: Sequence, strategy: Strategy) -> Exchange:
-        """The facts of a `split_attention`."""
-        a = Attention.of(node)
-        batch, heads, _, width = map(str, as_shape_of(a.q))
-        shape = str(list(as_shape_of(a.attn_mask))) if a.attn_mask is not None else "no"
-        return Exchange(
-            *(node.name, batch, heads, str(as_shape_of(a.k)[1]), width, str(queries), str(keys)),
-            *(shape, bool(a.is_causal), str(strategy), source_line(node)),
-        )
 
 
 @dataclass
@@ -110,8 +83,11 @@ class Expansion:
             for group in range(self.strategy.groups):
                 blocks = self._arrived((q, k, v), started[group], group)
                 rows = [
-                    self._rows(blocks[0], self.queries, ordered_queries, drop=False),
-                    *(self._rows(x, self.keys, ordered_keys, drop=True) for x in blocks[1:]),
+                    rows_of(e, blocks[0], self.queries, p, ordered=ordered_queries, drop=False),
+                    *(
+                        rows_of(e, x, self.keys, p, ordered=ordered_keys, drop=True)
+                        for x in blocks[1:]
+                    ),
                 ]
                 hides = self._of_group(mask, group) if mask is not None else None
                 outs.append(e.call(attention, *rows, hides, causal, scale, gqa))
@@ -178,17 +154,6 @@ class Expansion:
         flat = collectives.wait(e, start)
         return e.permute(e.view(flat, (p, b, c, heads, d)), (1, 0, 2, 3, 4))
 
-    def _rows(self, blocks: fx.Node, seq: Sequence, ordered: bool, *, drop: bool) -> fx.Node:
-        """``[B, P, c, h, D] -> [B, h, S, D]``: all rows of this rank's heads."""
-        e, p = self.e, self.topology.size
-        b, _, c, h, d = as_shape_of(blocks)
-        kept = _rows_before_padding(seq, p) if drop else seq.local(p) * p
-        if ordered or kept is None:
-            rows = in_order(e, blocks, 1, seq, p)
-        else:
-            rows = e.narrow(e.view(blocks, (b, p * c, h, d)), 1, 0, kept)
-        return e.permute(rows, (0, 2, 1, 3))
-
     def _of_group(self, mask: fx.Node, group: int) -> fx.Node:
         """The part of this rank's mask that belongs to the heads of one group."""
         shape = as_shape_of(mask)
@@ -232,18 +197,3 @@ class Expansion:
         b, _, _, share, d = as_shape_of(blocks)
         rows = e.narrow(e.view(blocks, (b, c, p * share, d)), 2, 0, heads)
         return e.permute(rows, (0, 2, 1, 3))
-
-
-def _rows_before_padding(seq: Sequence, world: int) -> Size | None:
-    """How many rows stand before the padding, rank by rank; None if rows follow it."""
-    if not seq.padded(world):
-        return seq.local(world) * world
-    if len(seq.lengths) == 1:
-        return seq.total
-    *others, last = zip(seq.lengths, seq.chunks(world), strict=True)
-    if not all(isinstance(n, int) for pair in (*others, last) for n in pair):
-        return None
-    if any(c * world != n for n, c in others):
-        return None
-    missing = last[1] * world - last[0]
-    return seq.local(world) * world - missing if missing <= last[1] else None

@@ -167,15 +167,19 @@ def joint_inputs() -> list[torch.Tensor]:
     return [(1.5 * torch.randn(2, 13, 64)).to(DTYPE), *masks]
 
 
+PROGRAMS = [(t, s) for t in ("torchair", "npugraph_ex") for s in ("separate", "gather")]
+
+
 def run_joint(rank: int, world: int, folder: str) -> dict[str, list[Any]]:
     torch.set_grad_enabled(False)
     results = {}
-    for target in ("torchair", "npugraph_ex"):
+    for target, strategy in PROGRAMS:
         torch._dynamo.reset()
-        options = {"target": target, "strategy": "separate", "dump_dir": f"{folder}/{target}"}
+        place = f"{folder}/{target}-{strategy}"
+        options = {"target": target, "strategy": strategy, "dump_dir": place}
         compiled = torch.compile(joint, backend="ascend_sp", options=options)
         got = compiled(*(x.to("npu") for x in joint_inputs()))
-        results[target] = [x.cpu().numpy() for x in got]
+        results[f"{target}-{strategy}"] = [x.cpu().numpy() for x in got]
     return results
 
 
@@ -188,12 +192,16 @@ def test_on_two_ranks(tmp_path: Path) -> None:
             for name, a, b in zip(SHARED, got, want, strict=True):
                 error = ((torch.from_numpy(a).float() - b).abs() / b.abs().clamp(min=1)).max()
                 assert error <= attention_cases.TOLERANCE[DTYPE], (target, name)
-    for target in ("torchair", "npugraph_ex"):
+    for target, strategy in PROGRAMS:
         for rank in range(2):
-            (folder,) = tmp_path.glob(f"{target}/*/rank_{rank}")
+            (folder,) = tmp_path.glob(f"{target}-{strategy}/*/rank_{rank}")
             text = (folder / "summary.md").read_text()
             assert attention_cases.told(text, f"runs as {V2}") == len(SHARED) - 1
             assert text.count(attention_cases.HEADS) == 3  # a reason for each kernel
 
             rows = json.loads((folder / "collectives.json").read_text())
-            assert [r["op"] for r in rows].count("all_to_all_single") == 4 * len(SHARED)
+            sent = [r["op"] for r in rows if r["attention"]]
+            if strategy == "gather":
+                assert sent == ["all_gather_into_tensor"] * 2 * len(SHARED)
+            else:
+                assert sent == ["all_to_all_single"] * 4 * len(SHARED)

@@ -34,8 +34,8 @@ from ascend_sp.compiler.report.runnable import change, counts, script
 from ascend_sp.graph.context import Implementation, PassContext, source_line
 from ascend_sp.graph.layout import GLOBAL_SHAPES, PLACEMENTS
 from ascend_sp.graph.origin import made_by
+from ascend_sp.passes.exchange import Exchange
 from ascend_sp.passes.overlap.timeline import Timelines, chrome_trace
-from ascend_sp.passes.ulysses import Exchange
 
 log = logging.getLogger(__name__)
 """``TORCH_LOGS="ascend_sp"`` shows the page of each graph, ``"+ascend_sp"`` the graphs as well."""

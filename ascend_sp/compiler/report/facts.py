@@ -11,12 +11,14 @@ from torch import fx
 from ascend_sp.graph.context import Implementation, Note, PassContext, source_line
 from ascend_sp.graph.origin import exchange_of, made_by
 from ascend_sp.passes.choose_strategy import Choice
+from ascend_sp.passes.exchange import Exchange
 from ascend_sp.passes.overlap.copies import Copies, copies
 from ascend_sp.passes.overlap.saving import is_sharded
 from ascend_sp.passes.overlap.timeline import Timelines, Totals, Transfer
-from ascend_sp.passes.ulysses import Exchange
-from ascend_sp.runtime.ops import STARTS
+from ascend_sp.runtime.ops import ALL_GATHER, STARTS
 from ascend_sp.runtime.versions import Software, software
+
+GATHERS = ALL_GATHER._opname
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Collective:
     origin: str
     """What made it: ``pass(node)``."""
     attention: str
-    """Name of the attention whose rows and heads it exchanges; empty for others."""
+    """Name of the attention whose queries and keys it brings together; empty for others."""
     source: str
     seconds: float = 0.0
     """How long the link needs, by estimate."""
@@ -44,13 +46,16 @@ class Collective:
 
 @dataclass(frozen=True)
 class Split(Exchange):
-    """An attention whose rows and heads change hands, and what that costs."""
+    """An attention whose queries meet keys of other ranks, and what that costs."""
 
-    all_to_alls: int
+    collectives: int
+    """How many it takes."""
+    collective: str
+    """Of which kind: ``all-to-all``, or ``all-gather`` where keys come to the queries."""
     runs_as: str
     called_at: str
     bytes: int
-    """What a rank puts into its all-to-alls."""
+    """What a rank puts into them."""
     hidden: float
     """Share of their time that is hidden behind compute, by estimate."""
     copies: Copies | None
@@ -132,7 +137,8 @@ def report(
         attentions.append(
             Split(
                 **vars(exchange),
-                all_to_alls=len(own),
+                collectives=len(own),
+                collective="all-gather" if any(r.op == GATHERS for r in own) else "all-to-all",
                 runs_as=ran.runs_as if ran else "",
                 called_at=ran.called_at if ran else exchange.source,
                 bytes=sum(r.bytes for r in own if isinstance(r.bytes, int)),

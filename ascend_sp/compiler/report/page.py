@@ -33,7 +33,7 @@ SECTIONS = {
 }
 """What each section of the page holds, in order; one with nothing to say is left out."""
 COLUMNS = (
-    *("n", "rows", "heads", "mask", "strategy", "all-to-alls", "sent", "hidden", "runs as"),
+    *("n", "rows", "heads", "mask", "strategy", "collectives", "sent", "hidden", "runs as"),
     "called at",
 )
 
@@ -158,7 +158,7 @@ def _attentions(r: Report, short: bool) -> list[str]:
     if r.attentions:
         lines += [
             "Rows: queries (and keys, if these differ), a number for each segment of the sequence. "
-            "All-to-alls, and the bytes that a rank sends by them, are those of one attention.",
+            "Collectives, and the bytes that a rank puts into them, are those of one attention.",
             "",
         ]
     return lines
@@ -175,7 +175,7 @@ def _split(same: list[Split]) -> tuple[str, ...]:
     return (
         *(str(len(same)), rows, f"{heads} x {a.width}"),
         "causal" if a.causal else a.mask,
-        *(a.strategy, str(a.all_to_alls), size(a.bytes), told),
+        *(a.strategy, many(a.collectives, a.collective), size(a.bytes), told),
         *(a.runs_as, place(a.called_at)),
     )
 
@@ -188,7 +188,7 @@ def _sentence(row: tuple[str, ...]) -> str:
     if strategy in (LOCAL, WHOLE):
         told += [strategy]
     elif strategy != "-":
-        told += [strategy, f"{exchanges} all-to-alls of {sent} in all, {hidden} hidden"]
+        told += [strategy, f"{exchanges} of {sent} in all, {hidden} hidden"]
     return f"- {', '.join(told)}; runs as {runs_as}; called at {where}"
 
 
@@ -232,7 +232,7 @@ def _time(r: Report) -> list[str]:
         copies.update(asdict(a.copies) if a.copies else {})
     if copies:
         lines.append(
-            f"- copies for all-to-alls: {copies['packing']} to pack, {copies['packing_alone']} of "
+            f"- copies for exchanges: {copies['packing']} to pack, {copies['packing_alone']} of "
             f"them kernels that do nothing else; {copies['unpacking']} to unpack, "
             f"{copies['unpacking_alone']} of them kernels that do nothing else"
         )

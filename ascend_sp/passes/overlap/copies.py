@@ -27,7 +27,7 @@ class Copies:
 
 
 def copies(nodes: Iterable[fx.Node], estimator: Estimator) -> dict[str, Copies]:
-    """By the name of the attention, the copies around its all-to-alls."""
+    """By the name of the attention, the copies around its collectives."""
     found: dict[str, Copies] = defaultdict(Copies)
     nodes = list(nodes)
     packs: set[fx.Node] = set()  # what only a start is made of

@@ -30,7 +30,7 @@ class Saving:
     step: float
     """On each of the ranks, what is not hidden of the collectives included."""
     gathers: float
-    """What all-gathers take."""
+    """What all-gathers of values that are needed whole take."""
     gathered: int
     """Bytes that a rank puts into them."""
     split: bool
@@ -52,7 +52,7 @@ def saving(nodes: Iterable[fx.Node], step: float, neutral: Estimator) -> Saving:
     for node in nodes:
         own = is_sharded(node) if node.target not in JOIN else False
         shared[node] = any(shared[x] for x in node.all_input_nodes) if own is None else own
-        if node.target is ALL_GATHER:
+        if node.target is ALL_GATHER and not exchange_of(node):
             gathers += neutral.transfer(node).seconds
             gathered += sum(bytes_of(v) for v in tensors_of(node.args[0]))
         elif node.target not in STARTS:
@@ -68,5 +68,5 @@ def is_sharded(node: fx.Node) -> bool | None:
     places = node.meta.get(PLACEMENTS)
     if places is not None:
         return not all(p == REPLICATE for p in places)
-    # What ulysses made is a rank's own; the rest came later and takes after what it reads.
+    # What an exchange is made of is a rank's own; the rest takes after what it reads.
     return True if exchange_of(node) or SHARE in node.meta else None

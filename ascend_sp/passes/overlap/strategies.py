@@ -1,4 +1,4 @@
-"""The ways in which an attention's rows and heads can change hands, and which it can take."""
+"""The ways in which an attention's queries meet keys of other ranks, and which it can take."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from ascend_sp.graph.sizes import Size, ceil_div, equal
 
 STRATEGY = "ascend_sp_strategy"
 """Meta key of a `split_attention` node: the `Strategy` that was chosen for it."""
-KINDS = ("separate", "packed", "pipelined")
+GATHER_KIND = "gather"
+KINDS = ("separate", "packed", "pipelined", GATHER_KIND)
 MOST_GROUPS = 4
 """How many groups of heads the choice by cost considers; more can be asked for by name."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How queries, keys and values travel to the ranks that attend, and the result back."""
+    """Which of queries, keys and values travel to whom, how, and how the result comes back."""
 
     kind: str
     groups: int = 1
     """Groups of heads that travel and attend one after the other; 1 unless `kind` is pipelined."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether keys and values of all ranks come to each, and queries stay where they are."""
+        return self.kind == GATHER_KIND
 
     def heads(self, share: Size, group: int) -> tuple[Size, Size]:
         """The heads ``[first, last)`` of a group, of the `share` that one rank has."""
@@ -39,6 +45,7 @@ class Strategy:
 
 SEPARATE = Strategy("separate")
 PACKED = Strategy("packed")
+GATHER = Strategy(GATHER_KIND)
 
 
 def parse(text: str) -> Strategy | None:
@@ -52,7 +59,7 @@ def parse(text: str) -> Strategy | None:
         return None
     if kind == "pipelined" and (not number or (number.isdecimal() and int(number) >= 2)):
         return Strategy(kind, int(number or 2))
-    if text in ("separate", "packed"):
+    if text in ("separate", "packed", GATHER_KIND):
         return Strategy(text)
     raise ValueError(text)
 

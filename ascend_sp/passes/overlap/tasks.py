@@ -18,7 +18,7 @@ from ascend_sp.graph.cost.estimate import Estimator
 from ascend_sp.graph.families import ATTENDS, MOVES, is_product, name_of
 from ascend_sp.graph.origin import MATERIALISE, exchange_of, origin_of
 from ascend_sp.passes.overlap.scheduler import Task
-from ascend_sp.runtime.ops import ALL_TO_ALL, STARTS
+from ascend_sp.runtime.ops import STARTS
 
 Seconds = Callable[[fx.Node], float]
 Behind: TypeAlias = "dict[fx.Node, frozenset[int]]"
@@ -105,7 +105,7 @@ def add_tasks(
             needs |= {drawn} if drawn is not None else set()
             drawn = len(tasks)
         behind[node] = frozenset({len(tasks)})
-        serves = exchange_of(node) if node.target is ALL_TO_ALL else ""
+        serves = exchange_of(node) if starts else ""
         # No lowering merges products or attention into their neighbours: they stay where put.
         stays = not fuses or is_product(node) or name_of(node) in ATTENDS
         fills = not starts and not random and stays

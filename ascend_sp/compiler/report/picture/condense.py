@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from ascend_sp.compiler.report.facts import Collective, Report, Split
+from ascend_sp.compiler.report.facts import GATHERS, Collective, Report, Split
 from ascend_sp.graph.cost.estimate import is_free
 from ascend_sp.graph.origin import origin_of
 from ascend_sp.passes.overlap.saving import is_sharded
@@ -55,10 +55,12 @@ class Traffic:
     bytes: int = 0
     seconds: float = 0.0
     exposed: float = 0.0
+    kind: str = "all-to-all"
 
     def add(self, row: Collective) -> None:
         """One more, a row of the report."""
         self.count += 1
+        self.kind = "all-gather" if row.op == GATHERS else "all-to-all"
         self.bytes += row.bytes if isinstance(row.bytes, int) else 0
         self.seconds += row.seconds
         self.exposed += row.exposed_seconds

@@ -158,7 +158,7 @@ class _Drawing:
         lines = ["runs whole", *self._lines(whole, one, WIDE)] if one.ops else ["result"]
         y = top + height + 30 if gathers.count else top
         if gathers.count:
-            color, text = _said(gathers, "all-gather")
+            color, text = _said(gathers)
             down = f"M{ARROW} {top + height}V{y + 18}H{LEFT + WIDE + 6}"
             self.out.append(_path(down, color, 3, arrow=True))
             self._text(ARROW + 12, y + 14, text)
@@ -166,7 +166,7 @@ class _Drawing:
         self.y = max(self.y, y + self._height(lines))
 
     def _arrow(self, traffic: Traffic) -> None:
-        color, text = _said(traffic, "all-to-all")
+        color, text = _said(traffic)
         self.out.append(_path(f"M{ARROW} {self.y}V{self.y + GAP - 8}", color, 3, arrow=True))
         self._text(ARROW + 12, self.y + GAP / 2 + 2, text)
         self.y += GAP
@@ -233,11 +233,11 @@ class _Drawing:
         self.out.append(f'<text x="{x:.1f}" y="{y:.1f}"{css}>{escape(text)}</text>')
 
 
-def _said(t: Traffic, what: str) -> tuple[str, str]:
+def _said(t: Traffic) -> tuple[str, str]:
     """The color of an arrow, and what stands beside it."""
     if not t.count:
         return EDGE[SHARDED], ""
-    many = f"{t.count} {what}s" if t.count > 1 else what
+    many = f"{t.count} {t.kind}s" if t.count > 1 else t.kind
     text = f"{many}, {size(t.bytes)}"
     if t.seconds:
         text += f", {max(0.0, 1 - t.exposed / t.seconds):.0%} hidden"
@@ -262,6 +262,7 @@ def _mean(all_: Sequence[Traffic]) -> Traffic:
         all_[0].bytes,
         sum(t.seconds for t in all_) / n,
         sum(t.exposed for t in all_) / n,
+        all_[0].kind,
     )
 
 
