@@ -16,6 +16,7 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.explain import explain
 from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.compiler.uncompiled import watch
+from ascend_sp.compiler.warm_up import WarmUp, warm_up
 from ascend_sp.parallelize import Part, PipelineReport, parallelize
 from ascend_sp.passes.npu.lengths import keep_lengths_symbolic
 from ascend_sp.runtime.errors import (
@@ -57,9 +58,11 @@ __all__ = [
     "TopologyError",
     "UnshardedError",
     "VerificationError",
+    "WarmUp",
     "backend",
     "explain",
     "load_text_encoder",
     "parallelize",
     "parallelize_text_encoder",
+    "warm_up",
 ]
