@@ -16,6 +16,7 @@ from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.explain import explain
 from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.compiler.uncompiled import watch
+from ascend_sp.compiler.warm_up import WarmUp, warm_up
 from ascend_sp.parallelize import Part, PipelineReport, parallelize
 from ascend_sp.passes.npu.lengths import keep_lengths_symbolic
 from ascend_sp.runtime.errors import (
@@ -61,6 +62,7 @@ __all__ = [
     "TopologyError",
     "UnshardedError",
     "VerificationError",
+    "WarmUp",
     "WeightsReport",
     "backend",
     "explain",
@@ -69,4 +71,5 @@ __all__ = [
     "parallelize",
     "parallelize_text_encoder",
     "shard_weights",
+    "warm_up",
 ]

@@ -40,6 +40,7 @@ __all__ = [
     "compiled_kernels",
     "copy_of",
     "count",
+    "counted",
     "debug_dir",
     "frame",
     "graph_breaks",
@@ -180,6 +181,11 @@ def recompilation() -> tuple[int, str]:
 def count(name: str, by: int = 1) -> None:
     """Add to ``torch._dynamo.utils.counters["ascend_sp"][name]``."""
     counters["ascend_sp"][name] += by
+
+
+def counted(name: str) -> int:
+    """What was added there."""
+    return int(counters["ascend_sp"][name])
 
 
 def profiling() -> bool:

@@ -103,7 +103,7 @@ def _text(frame: Frame, before: list[dict[str, str]], topology: Topology) -> str
         "Remedies: for lengths and sizes that change, torch.compile(..., dynamic=True) makes one "
         "program for all of them. For LoRAs, write the new weights into the old ones, which needs "
         "no recompile. For a fixed list of forms, set the limit above their number before the "
-        "first call, and call each once on all ranks before serving. docs/serving.md says more.",
+        "first call, and ascend_sp.warm_up on all ranks before serving. docs/serving.md says more.",
     ]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ ascend_sp never imports torch_npu by itself: it is there if the user's tensors a
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from dataclasses import dataclass
@@ -71,3 +72,11 @@ def npu_op(name: str, overload: str = "default") -> Any:
     """The op ``npu::name``, or None where torch_npu does not have it."""
     packet = getattr(torch.ops.npu, name, None)
     return getattr(packet, overload, None)
+
+
+def captured_graphs() -> int:
+    """How many ACL graphs this process holds; looks through all objects, so it takes a moment."""
+    if "torch_npu" not in sys.modules:
+        return 0
+    kind = torch.npu.NPUGraph  # type: ignore[attr-defined]
+    return sum(isinstance(x, kind) for x in gc.get_objects())
