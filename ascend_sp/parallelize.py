@@ -17,6 +17,9 @@ from ascend_sp.runtime.errors import ConfigError, TextEncoderError
 from ascend_sp.text_encoder.apply import parallelize_text_encoder
 from ascend_sp.weights.shard import shard_weights
 
+CODES = ("encode", "decode")
+"""The methods of an autoencoder."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -68,8 +71,8 @@ def parallelize(
 
     - Models of transformers (text and image encoders) get their weights split, by
       `parallelize_text_encoder`; those that it cannot split stay whole.
-    - Of autoencoders, which are what encodes and decodes, these two methods are compiled: their
-      convolutions are split along the picture, where that pays by estimate.
+    - Of autoencoders, which are what encodes and decodes, these two methods are compiled. The first
+      call of each splits its convolutions along a picture, if that pays by estimate.
     - All other modules (transformers, U-Nets, ControlNets) are compiled by
       ``torch.compile(module, backend="ascend_sp")``, which splits the sequence at their first call.
 
@@ -143,10 +146,14 @@ def _part(
         if not split.split:
             return part("whole", "there is one rank")
         return part("weights split", f"over {split.ranks} ranks", split.local_bytes)
-    if callable(getattr(module, "encode", None)) and callable(getattr(module, "decode", None)):
-        for method in ("encode", "decode"):
+    if all(callable(getattr(module, method, None)) for method in CODES):
+        if any(method in vars(module) for method in CODES):
+            return part(
+                "whole", "its methods are compiled already, or replaced, and left as they are"
+            )
+        for method in CODES:
             setattr(module, method, torch.compile(getattr(module, method), **how))
-        return part("compiled", "its pictures are split in its first calls, where that pays")
+        return part("compiled", "pictures are split in its first call, if that pays by estimate")
     local = size if budget is None else shard_weights(module, budget=budget).local_bytes
     setattr(pipe, name, torch.compile(module, **how))
     return part("compiled", "its sequence is split in its first call, which compiles", local)
