@@ -112,11 +112,23 @@ def _candidates(
     refused, candidates = {}, [SEPARATE]
     for strategy in every:
         why = refusal(strategy, node, queries.seq, keys.seq, ctx.topology.size)
+        if not why and asked is None and strategy.gathers and _heads_divide(node, ctx):
+            why = f"heads divide by {ctx.topology.size} ranks, and keys of all ranks take memory"
         if why:
             refused[str(strategy)] = why
         else:
             candidates.append(strategy)
     return refused, candidates
+
+
+def _heads_divide(node: fx.Node, ctx: PassContext) -> bool:
+    """Whether an exchange of heads computes no padding.
+
+    Then to gather is at most a little shorter by estimate, but keeps the keys and values of all
+    ranks in memory, for which the order of the whole program may then have no room.
+    """
+    q, k, *_ = Attention.of(node)
+    return all(shape_of(x.meta["val"])[1] % ctx.topology.size == 0 for x in (q, k))
 
 
 def _step(
