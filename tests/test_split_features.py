@@ -29,19 +29,19 @@ class Conditioned(nn.Module):
         torch.manual_seed(0)
         self.embed = nn.Sequential(nn.Linear(6, 10, bias), nn.SiLU(), nn.Linear(10, 9, bias))
         self.scales = nn.ModuleList(nn.Linear(9, n * dim, bias) for n in (2, 2, 1))
-        self.blocks = nn.ModuleList(Block(dim, 3) for _ in self.scales)
+        self.block = Block(dim, 3)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         condition = self.embed(condition)
-        for scale, block in zip(self.scales, self.blocks, strict=True):
+        for scale in self.scales:
             scales = scale(nn.functional.silu(condition))[:, None].split(12, 2)
-            x = block(x * (1 + scales[0]) + scales[-1])
-        return x
+            x = x * (1 + scales[0]) + scales[-1]
+        return self.block(x)
 
 
 def shares(captured: Captured, ranks: int = 2, rank: int = 0, **options: Any) -> list[list[int]]:
     """The shapes of what rank 0 computes a share of."""
-    gm, _ = compile_rank(captured, rank, ranks, replace(ON, **options))
+    gm, _ = compile_rank(captured, rank, ranks, replace(ON, verify=False, **options))
     return [list(n.meta["val"].shape) for n in gm.graph.nodes if SHARE in n.meta]
 
 
@@ -60,7 +60,7 @@ def test_the_same_values(ranks: int, batch: int, bias: bool, dtype: torch.dtype)
     inputs = torch.randn(batch, 11, 12, dtype=dtype), torch.randn(batch, 6, dtype=dtype)
     with torch.no_grad():
         want = model(*inputs)
-    captured = capture(model, *inputs)
+    captured = capture(model, *inputs, dynamic=batch == 2 and ranks == 3)
     outputs, programs, ctx, network = simulate(captured, ranks, ON)
     assert worst(outputs, want) <= (1e-5 if dtype == torch.float32 else 0.03)
     # The two products of the embedding, then all of the modulation; and the result.

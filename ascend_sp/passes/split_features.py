@@ -25,7 +25,7 @@ from ascend_sp.graph.cost.estimate import Estimator, bytes_of, product_flops, sh
 from ascend_sp.graph.emitter import Emitter, as_shape_of
 from ascend_sp.graph.families import is_product
 from ascend_sp.graph.layout import PLACEMENTS, REPLICATE, SHARE
-from ascend_sp.graph.sizes import Size, ceil_div, product, total
+from ascend_sp.graph.sizes import Size, ceil_div, has_unbacked, product, total
 from ascend_sp.passes.overlap.packing import Packed, Trial
 from ascend_sp.passes.overlap.scheduler import Task
 from ascend_sp.runtime.ops import STARTS
@@ -106,6 +106,9 @@ def _groups(graph: fx.Graph, ctx: PassContext) -> list[list[_Product]]:
 def _splittable(node: fx.Node, ctx: PassContext, estimator: Estimator) -> _Product | None:
     """`node` as a product that every rank would compute alike, of a parameter that it waits for."""
     if node.meta.get(PLACEMENTS) != (REPLICATE,):
+        return None
+    # Values in host memory are no business of the devices' link.
+    if node.meta["val"].device.type != ctx.device or any(map(has_unbacked, as_shape_of(node))):
         return None
     args: Any = node.args
     match node.target, args:
@@ -210,7 +213,7 @@ def _packed(group: Sequence[_Product], trial: Trial, ctx: PassContext) -> Packed
     return Packed(
         tuple(sorted(trial.index[p.node] for p in group)),
         (
-            Task("shares", sum(_share_seconds(p, e, ctx) for p in group), fills=not ctx.fuses),
+            Task("shares", sum(_share_seconds(p, e, ctx) for p in group), fills=True),
             Task("pack", e.copy_seconds(size) if len(group) > 1 else 0.0),
             Task("all_gather", cost.seconds, transfer=True, work=cost.work),
             Task("unpack", sum(copies)),
