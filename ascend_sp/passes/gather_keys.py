@@ -25,7 +25,7 @@ from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.emitter import Emitter, as_shape_of
 from ascend_sp.graph.layout import INPUTS, Sequence, Shard
 from ascend_sp.graph.origin import GATHER_KEYS
-from ascend_sp.graph.sizes import equal
+from ascend_sp.graph.sizes import Size, equal
 from ascend_sp.passes.exchange import Exchange, rows_of
 from ascend_sp.passes.overlap.strategies import SEPARATE, STRATEGY, Strategy
 from ascend_sp.passes.sharding.redistribute import scatter
@@ -101,8 +101,8 @@ class Gathering:
         """Causality as a mask ``[c, T]``: a row for each query of this rank, by its position."""
         e, rank = self.e, self.topology.rank
         device = like.meta["val"].device
-        pieces = []
-        start = 0
+        pieces: list[fx.Node] = []
+        start: Size = 0
         for length, chunk in zip(
             self.queries.lengths, self.queries.chunks(self.topology.size), strict=True
         ):
