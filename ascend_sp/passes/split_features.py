@@ -33,6 +33,8 @@ from ascend_sp.runtime.topology import Topology
 
 aten = torch.ops.aten
 
+WORTH = 0.001
+"""Share of a step that a group must save, by estimate, for a collective more."""
 TURNS = (aten.t.default, aten.permute.default, aten.transpose.int, aten.numpy_T.default)
 
 
@@ -176,7 +178,7 @@ def _that_pay(
         before = trial.step(chosen)[0] if chosen else trial.apart[0]
         packed = _packed(worth, trial, ctx)
         after = trial.step([*chosen, packed])[0]
-        if after < before:
+        if after < before * (1 - WORTH):
             chosen.append(packed)
             out.append((worth, f" (estimated step: {after / before - 1:+.2%})"))
     return out
