@@ -303,6 +303,8 @@ def words(text: str) -> list[str]:
 
 
 def without_numbers(text: str) -> str:
+    # A single block has too few products without tokens for it to pay.
+    text = text.partition("## Split by output features")[0]
     text = re.sub(r"\d+% \.\. \d+%", "N%", " ".join(words(text)))
     return re.sub(r"\d[\d.]*( [kMG]?B\b| m?s\b| us\b)?", "N", text)
 
