@@ -14,15 +14,12 @@ one call, and the largest difference. The exit status is 1 if a row is wrong or 
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,12 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from all_of_diffusers import distance, models, tensors
+from all_of_diffusers import distance, models, run_files, tensors
 
 ALLOWED = 2e-5
 """Largest difference to eager, as a share of the largest value."""
-LIMIT = 900
-"""Seconds for one file."""
 HEAD = (
     "| class | call | ranks | graphs | convolutions split | why not all | exchanges | difference |"
 )
@@ -149,49 +144,5 @@ def one_file(checkout: str, name: str, ranks: Sequence[int]) -> None:
                     print(f"| {kind} | {call} | {size} | | | | | **fails** {told} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkout", help="a checkout of diffusers")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--jobs", type=int, default=2, help="files at a time")
-    parser.add_argument("--only", default="", help="files whose name holds this")
-    parser.add_argument("--file", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.file:
-        one_file(given.checkout, given.file, given.ranks)
-        return
-    folder = Path(given.checkout) / "tests/models/autoencoders"
-    names = sorted(f.stem for f in folder.glob("test_*.py") if given.only in f.stem)
-    if not names:
-        parser.error(f"no tests of autoencoders in {folder}: give a checkout of diffusers")
-    print(HEAD + "\n" + "|---" * (HEAD.count("|") - 1) + "|")
-    left: list[str] = []
-
-    def run(name: str) -> list[str]:
-        command = [sys.executable, __file__, given.checkout, "--file", name, "--ranks"]
-        command += map(str, given.ranks)
-        try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            return [f"| {name} | | | | | | | **fails** more than {LIMIT} s |"]
-        lines = done.stdout.splitlines()
-        return (
-            lines if not done.returncode else [*lines, f"| {name} | | | | | | | **fails** died |"]
-        )
-
-    failed = False
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for lines in pool.map(run, names):
-            left += [line for line in lines if not line.startswith("|")]
-            rows = [line for line in lines if line.startswith("|")]
-            failed |= any("**" in row for row in rows)
-            for row in rows:
-                print(row, flush=True)
-    print("\n".join(["", *left]))
-    sys.exit(failed)
-
-
 if __name__ == "__main__":
-    main()
+    run_files(__file__, __doc__ or "", "autoencoders", HEAD, [2, 3, 4], one_file)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,12 +149,24 @@ def one_file(checkout: str, name: str, ranks: Sequence[int]) -> None:
                 print(f"| {type(model).__name__} | {size} | | | | **fails** {told} |", flush=True)
 
 
-def main() -> None:
+def run_files(
+    script: str, doc: str, what: str, head: str, ranks: list[int], one_file: Callable[..., None]
+) -> None:
+    """The command line of a program that takes each file of diffusers' tests for models of a kind.
+
+    Args:
+        script: the program, which is run once for each file, in a process of its own.
+        doc: its text.
+        what: the folder in which those files are.
+        head: the first line of the table.
+        ranks: numbers of ranks, where none are given.
+        one_file: ``(checkout, name, ranks)`` prints the rows of a file.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkout", help="a checkout of diffusers")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--ranks", type=int, nargs="+", default=ranks)
     parser.add_argument("--jobs", type=int, default=2, help="files at a time")
     parser.add_argument("--only", default="", help="files whose name holds this")
     parser.add_argument("--file", help=argparse.SUPPRESS)
@@ -162,23 +174,24 @@ def main() -> None:
     if given.file:
         one_file(given.checkout, given.file, given.ranks)
         return
-    folder = Path(given.checkout) / "tests/models/transformers"
+    folder = Path(given.checkout) / "tests/models" / what
     names = sorted(f.stem for f in folder.glob("test_*.py") if given.only in f.stem)
     if not names:
-        parser.error(f"no tests of transformers in {folder}: give a checkout of diffusers")
-    print("| model | ranks | graphs | attentions split | collectives | difference |")
-    print("|---|---|---|---|---|---|")
+        parser.error(f"no tests of {what} in {folder}: give a checkout of diffusers")
+    columns = head.count("|") - 1
+    print(head + "\n" + "|---" * columns + "|")
     left: list[str] = []
 
     def run(name: str) -> list[str]:
-        command = [sys.executable, __file__, given.checkout, "--file", name, "--ranks"]
+        command = [sys.executable, script, given.checkout, "--file", name, "--ranks"]
         command += map(str, given.ranks)
+        empty = f"| {name} " + "| " * (columns - 1)
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
-            return [f"| {name} | | | | | **fails** more than {LIMIT} s |"]
+            return [f"{empty}**fails** more than {LIMIT} s |"]
         lines = done.stdout.splitlines()
-        return lines if not done.returncode else [*lines, f"| {name} | | | | | **fails** died |"]
+        return lines if not done.returncode else [*lines, f"{empty}**fails** died |"]
 
     failed = False
     with ThreadPoolExecutor(given.jobs) as pool:
@@ -193,4 +206,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    columns = "| model | ranks | graphs | attentions split | collectives | difference |"
+    run_files(__file__, __doc__ or "", "transformers", columns, [2, 3], one_file)
