@@ -15,6 +15,7 @@ from ascend_sp.graph.attention import Attention
 from ascend_sp.graph.context import NoteKind, PassContext
 from ascend_sp.graph.emitter import Emitter, as_shape_of
 from ascend_sp.graph.sizes import divide
+from ascend_sp.runtime.npu import DEVICE
 from ascend_sp.runtime.ops import attention as attention_op
 
 aten = torch.ops.aten
@@ -39,12 +40,18 @@ def lower_attention(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
 
 
 def _sdpa(e: Emitter, a: Attention) -> fx.Node:
-    return e.call(
+    out = e.call(
         aten.scaled_dot_product_attention.default,
         *(a.q, a.k, a.v, a.attn_mask, 0.0, a.is_causal),
         scale=a.scale,
         enable_gqa=a.enable_gqa,
     )
+    if a.q.meta["val"].device.type == DEVICE and not all(
+        isinstance(n, int) for x in (a.q, a.k) for n in as_shape_of(x)
+    ):
+        # For symbolic lengths nobody says in which order torch_npu's kernel writes.
+        return e.call(aten.clone.default, out, memory_format=torch.contiguous_format)
+    return out
 
 
 def _math(e: Emitter, a: Attention) -> fx.Node:
