@@ -55,7 +55,7 @@ def test_same_numbers_bit_for_bit_whatever_the_order_and_the_strategy(name: str)
         assert lines.after.exposed < lines.after.travel
 
 
-@settings(max_examples=24)
+@settings(max_examples=16)
 @given(
     strategy=st.sampled_from(["packed", "pipelined:2", "pipelined:3"]),
     kind=st.sampled_from(
@@ -134,8 +134,8 @@ def test_long_sequences_on_two_ranks_are_pipelined() -> None:
     assert set(choice.estimates) == {
         *("separate", "packed"),
         *(f"pipelined:{g}" for g in (2, 3, 4)),
-        "gather",
     }
+    assert "heads divide by 2 ranks" in choice.refused["gather"]
 
 
 def test_what_the_device_must_move_itself_is_not_cut_up(tmp_path: Path) -> None:
