@@ -139,6 +139,7 @@ def misuse(rank: int, world: int) -> list[str]:
     for budget in (0.1, 0, 1.5, "1GB"):
         told(lambda budget=budget: ascend_sp.shard_weights(model, budget=budget))
     told(lambda: ascend_sp.shard_weights(model, budget=total if rank else total // 2 + 999))
+    told(lambda: ascend_sp.shard_weights(model, budget=0.75 if rank else float("nan")))
     torch.manual_seed(rank)
     told(lambda: ascend_sp.shard_weights(SelfAttention(12, 3)))
     assert not any(isinstance(p, DTensor) for p in model.parameters())
@@ -157,12 +158,14 @@ def misuse(rank: int, world: int) -> list[str]:
 
 def test_misuse_is_an_error_on_every_rank() -> None:
     for found in values(run(misuse, 2)):
-        least, zero, share, kind, differ, seeds, twice, eager, fused = found
+        least, zero, share, kind, differ, one_bad, seeds, twice, eager, fused = found
         assert "the least that 2 rank(s) can hold" in least and "more ranks" in least
         assert zero.startswith("ConfigError: budget is 0;") and "above 0" in zero
         assert "budget is 1.5: as a float it is a share" in share
         assert "budget is '1GB'; it must be a number of bytes" in kind
-        assert differ.startswith("RankMismatchError") and "sharded, " in differ
+        assert differ.startswith("RankMismatchError") and "budget" in differ
+        # Where one rank's is bad, the other neither goes on alone nor waits for it.
+        assert one_bad.startswith("RankMismatchError") and "nan" in one_bad
         assert seeds.startswith("RankMismatchError") and "do not have the same inputs" in seeds
         assert "sharded already" in twice
         assert "whole in compiled programs only" in eager

@@ -110,20 +110,21 @@ def shard_weights(
         )
     model = getattr(model, "_orig_mod", model)  # behind torch.compile
     weights = _weights(model)
+    device = device_type_of(model)
+    topology = resolve(None, mesh, device)
+    size = topology.size
+    # First, so that what is wrong on one rank only is an error on all: the rest follows from this.
+    guards.agree(topology, {"budget": repr(budget), "weights": _digest(weights)}, _TIMEOUT, _STEP)
     if any(isinstance(w.value, DTensor) for w in weights):
         raise ConfigError(
             f"{type(model).__name__} is sharded already: it holds DTensors. Call shard_weights "
             "once, on a model with whole weights."
         )
-    device = device_type_of(model)
-    topology = resolve(None, mesh, device)
-    size = topology.size
     for w in weights:
         _choose(w, size)
     total = sum(w.value.nbytes for w in weights)
     _keep(weights, size, total, budget)
     if size > 1:
-        guards.agree(topology, {"weights": _digest(weights)}, _TIMEOUT, _STEP)
         held = [w for w in weights if not w.value.is_meta]
         which = [replicas.Input(w.names[0], parameter=True) for w in held]
         replicas.compare(topology, "shard_weights", which, [w.value for w in held], _TIMEOUT)
@@ -169,7 +170,7 @@ def _keep(weights: Sequence[_Weight], ranks: int, total: int, budget: int | floa
     """Leave whole what the budget has room for, the smallest first."""
     if budget is None:
         return
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0:
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
         raise ConfigError(
             f"budget is {budget!r}; it must be a number of bytes, or as a float a share of the "
             "model's, above 0."
@@ -194,9 +195,15 @@ def _keep(weights: Sequence[_Weight], ranks: int, total: int, budget: int | floa
 
 
 def _digest(weights: Sequence[_Weight]) -> str:
-    text = repr([(w.names, tuple(w.value.shape), str(w.value.dtype), w.dim) for w in weights])
-    sharded = sum(w.dim >= 0 for w in weights)
-    return f"{sharded} of {len(weights)} sharded, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    """Names, sizes and classes of all parameters, in a few words."""
+    rows = [
+        (w.names, tuple(w.value.shape), str(w.value.dtype), type(w.value.data).__name__)
+        for w in weights
+    ]
+    text = repr(rows)
+    split = sum(isinstance(w.value, DTensor) for w in weights)
+    already = f", {split} of them sharded already" if split else ""
+    return f"{len(weights)} parameters{already}, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _shard(model: nn.Module, w: _Weight, mesh: DeviceMesh, rank: int) -> None:
