@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ascend_sp.compiler._pytorch import not_compiled
 from ascend_sp.compiler.backend import ascend_sp as backend
 from ascend_sp.compiler.config import Config
+from ascend_sp.runtime._pytorch import not_compiled
 from ascend_sp.runtime.errors import ConfigError, TextEncoderError
+from ascend_sp.runtime.units import mib
 from ascend_sp.text_encoder.apply import parallelize_text_encoder
 from ascend_sp.weights.shard import shard_weights
 
@@ -47,7 +48,7 @@ class PipelineReport:
 
     def __str__(self) -> str:
         rows = [
-            (p.name, p.module, _mib(p.whole_bytes), _mib(p.local_bytes), f"{p.done}: {p.why}")
+            (p.name, p.module, mib(p.whole_bytes), mib(p.local_bytes), f"{p.done}: {p.why}")
             for p in self.parts
         ]
         rows.insert(0, ("part", "class", "MiB", "on this rank", "what is done"))
@@ -114,9 +115,7 @@ def parallelize(
     how = {"backend": backend, "options": dict(options or {}), "dynamic": dynamic}
     return PipelineReport(
         tuple(
-            Part(name, type(module).__name__, "whole", "as asked for", *2 * (_bytes(module),))
-            if name in skip
-            else _part(pipe, name, module, how, budget)
+            _part(pipe, name, module, how, budget, skipped=name in skip)
             for name, module in modules.items()
         )
     )
@@ -128,12 +127,16 @@ def _part(
     module: nn.Module,
     how: Mapping[str, Any],
     budget: int | float | None,
+    *,
+    skipped: bool,
 ) -> Part:
-    size = _bytes(module)
+    size = sum(p.nbytes for p in module.parameters())
 
     def part(done: str, why: str, local: int = size) -> Part:
         return Part(name, type(module).__name__, done, why, size, local)
 
+    if skipped:
+        return part("whole", "as asked for")
     if not_compiled(module) is not module:
         return part("whole", "it is compiled already, and left as it is")
     if _is_of_transformers(module):
@@ -163,11 +166,3 @@ def _is_of_transformers(module: nn.Module) -> bool:
     """Whether it is a model of the library of that name; if that is not loaded, it is none."""
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(module, transformers.PreTrainedModel)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(p.nbytes for p in module.parameters())
-
-
-def _mib(n: int) -> str:
-    return f"{n / 2**20:.1f}"

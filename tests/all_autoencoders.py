@@ -14,10 +14,8 @@ one call, and the largest difference. The exit status is 1 if a row is wrong or 
 
 from __future__ import annotations
 
-import importlib
 import sys
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from all_of_diffusers import distance, models, run_files, tensors
+from all_of_diffusers import built, distance, run_files, tensors
 
 ALLOWED = 2e-5
 """Largest difference to eager, as a share of the largest value."""
@@ -115,17 +113,10 @@ def calls(model: nn.Module, inputs: dict[str, Any]) -> list[tuple[str, Callable,
 
 def one_file(checkout: str, name: str, ranks: Sequence[int]) -> None:
     """The rows of one file of diffusers' tests."""
-    warnings.filterwarnings("ignore")
-    sys.path.insert(0, checkout)
     # Their tests are decorated by a package that need not be here; only their models are wanted.
     same = SimpleNamespace(expand=lambda *_, **__: lambda test: test)
     sys.modules.setdefault("parameterized", SimpleNamespace(parameterized=same))  # type: ignore[arg-type]
-    try:
-        built = list(models(importlib.import_module(f"tests.models.autoencoders.{name}")))
-    except Exception as e:
-        print(f"cannot be built: {name}: {type(e).__name__}: {str(e).splitlines()[0]}")
-        return
-    for model, inputs in built:
+    for model, inputs in built(checkout, "autoencoders", name):
         kind = type(model).__name__
         try:
             with torch.no_grad():

@@ -125,16 +125,20 @@ def distance(got: list[Tensor], want: list[Tensor]) -> float:
     return worst
 
 
-def one_file(checkout: str, name: str, ranks: Sequence[int]) -> None:
-    """The rows of one file of diffusers' tests."""
+def built(checkout: str, what: str, name: str) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """The models of one file of diffusers' tests, and their inputs; none if it says why not."""
     warnings.filterwarnings("ignore")
     sys.path.insert(0, checkout)
     try:
-        built = list(models(importlib.import_module(f"tests.models.transformers.{name}")))
+        return list(models(importlib.import_module(f"tests.models.{what}.{name}")))
     except Exception as e:
         print(f"cannot be built: {name}: {type(e).__name__}: {str(e).splitlines()[0]}")
-        return
-    for model, inputs in built:
+        return []
+
+
+def one_file(checkout: str, name: str, ranks: Sequence[int]) -> None:
+    """The rows of one file of diffusers' tests."""
+    for model, inputs in built(checkout, "transformers", name):
         try:
             with torch.no_grad():
                 want = tensors(model(**inputs))

@@ -53,7 +53,7 @@ def test_equals_eager(case: tuple) -> None:
         assert network.calls == calls, [str(n) for n in ctx.notes]
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("ranks", [3])
 def test_program_has_no_op_that_waits_for_a_size(ranks: int) -> None:
     captured, _ = captured_flux(1, 1023, 7, 3, True)
     _, programs, ctx, _ = simulate(captured, ranks)
@@ -66,14 +66,14 @@ def test_program_has_no_op_that_waits_for_a_size(ranks: int) -> None:
 
 
 @pytest.mark.parametrize("broken", [swapped, missing])
-@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_a_broken_all_to_all_is_noticed(broken: object, ranks: int) -> None:
     captured, reference = captured_flux(1, 33, 7, 4, True)
     outputs, *_ = simulate(captured, ranks, broken=broken)
     assert worst(outputs, reference) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_bf16_differs_no_more_than_two_orders_of_summation(ranks: int) -> None:
     """The yardstick: eager against itself with the image tokens in another order."""
     model = flux(1, 1, 3, dtype=torch.bfloat16)
@@ -94,7 +94,7 @@ def test_bf16_differs_no_more_than_two_orders_of_summation(ranks: int) -> None:
     assert ours <= 1.5 * noise
 
 
-@pytest.mark.parametrize("ranks", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_one_program_for_all_lengths(ranks: int) -> None:
     """dynamic=True: compiled at one resolution, right at another, even and uneven."""
     model = flux(1, 1, 3)

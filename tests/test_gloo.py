@@ -41,9 +41,9 @@ def compile_flux(
         (2, "eager", 1023, 7, False),
         pytest.param(4, "eager", 64, 8, False, marks=pytest.mark.slow),
         pytest.param(4, "inductor", 1023, 7, False, marks=pytest.mark.slow),
-        (4, "eager", 1023, 7, False),
+        pytest.param(4, "eager", 1023, 7, False, marks=pytest.mark.slow),
         (2, "inductor", 33, 7, False),
-        (3, "eager", 16, 7, True),
+        pytest.param(3, "eager", 16, 7, True, marks=pytest.mark.slow),
     ],
 )
 def test_flux(world: int, target: str, image: int, text: int, dynamic: bool | None) -> None:
@@ -147,7 +147,7 @@ def compile_edit_models(
     ("world", "target", "captions"),
     [
         pytest.param(2, "inductor", ((9,), (9,)), marks=pytest.mark.slow),
-        (3, "eager", ((9, 40), (9, 40), (9,))),
+        (2, "eager", ((9, 40), (9, 40), (9,))),
     ],
 )
 def test_masks_and_a_cold_start(

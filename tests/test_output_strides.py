@@ -53,7 +53,7 @@ def graphs_of_blocks(rank: int, world: int, target: str) -> tuple[int, float]:
     return counters["stats"]["unique_graphs"], (want - got).abs().max().item()
 
 
-@pytest.mark.parametrize("target", ["eager", "inductor"])
+@pytest.mark.parametrize("target", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_blocks_share_one_graph(target: str) -> None:
     """The second block is called with what the first returned."""
     for graphs, error in values(run(graphs_of_blocks, 2, target)):

@@ -216,7 +216,9 @@ def on_ranks(rank: int, world: int, target: str, cost_model: str) -> dict[str, A
     return {"error": error(got, want), "calls": collectives_of(run)}
 
 
-@pytest.mark.parametrize(("world", "target"), [(3, "eager"), (2, "inductor")])
+@pytest.mark.parametrize(
+    ("world", "target"), [(3, "eager"), pytest.param(2, "inductor", marks=pytest.mark.slow)]
+)
 def test_on_real_ranks(world: int, target: str, free: Config) -> None:
     torch.manual_seed(0)
     for got in values(run(on_ranks, world, target, free.cost_model, timeout=280)):

@@ -51,7 +51,7 @@ def by_the_user(rank: int, world: int, target: str) -> tuple[float, dict[str, in
         return (program(x()) - want).abs().max().item(), calls
 
 
-@pytest.mark.parametrize("target", ["eager", "inductor"])
+@pytest.mark.parametrize("target", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_gathers_that_the_user_wrote(target: str) -> None:
     for error, calls in values(run(by_the_user, 2, target)):
         assert error <= (0 if target == "eager" else 1e-5)
@@ -96,7 +96,7 @@ def _first(out: Any) -> torch.Tensor:
     ("name", "world", "target", "budget"),
     [
         ("flux", 2, "eager", None),
-        ("flux", 2, "eager", 0.7),
+        pytest.param("flux", 2, "eager", 0.7, marks=pytest.mark.slow),
         ("qwen", 3, "eager", None),
         pytest.param("flux", 2, "inductor", 0.7, marks=pytest.mark.slow),
         pytest.param("z_image", 2, "eager", None, marks=pytest.mark.slow),

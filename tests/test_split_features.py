@@ -145,6 +145,7 @@ def compile_models(rank: int, world: int, cases: list[tuple[str, str]]) -> list[
     return found
 
 
+@pytest.mark.slow
 def test_models_on_real_ranks() -> None:
     cases = [("flux", "inductor"), ("z_image", "eager")]
     for errors in values(run(compile_models, 2, cases, timeout=280)):

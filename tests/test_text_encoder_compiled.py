@@ -33,7 +33,9 @@ def compiled(rank: int, world: int, name: str, target: str, dump: str) -> dict:
     }
 
 
-@pytest.mark.parametrize(("name", "target"), [("t5", "eager"), ("clip", "inductor")])
+@pytest.mark.parametrize(
+    ("name", "target"), [("t5", "eager"), pytest.param("clip", "inductor", marks=pytest.mark.slow)]
+)
 def test_compiled(name: str, target: str, tmp_path: Path) -> None:
     for got in values(run(compiled, 2, name, target, str(tmp_path), timeout=280)):
         assert got["off"] <= LIMIT and got["left"] == []

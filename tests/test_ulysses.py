@@ -78,7 +78,7 @@ def test_causal_attention(length: int, ranks: int) -> None:
     check(SelfAttention(12, 3), x, None, True, ranks=ranks, all_to_alls=8)
 
 
-@settings(max_examples=14)
+@settings(max_examples=8)
 @given(
     kind=st.sampled_from(["B11S", "B1SS", "BHSS", "SS", "1HSS", "B1S1", "BH1S", "1S", "HSS"]),
     additive=st.booleans(),

@@ -21,6 +21,7 @@ from torch._inductor.scheduler import BaseSchedulerNode
 from torch._inductor.virtualized import V
 
 from ascend_sp.compiler._pytorch import own_tracing_context
+from ascend_sp.runtime.ops import communicates
 
 try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass
@@ -95,4 +96,4 @@ def inductor(
 
 
 def _communicates(gm: fx.GraphModule) -> bool:
-    return any(getattr(n.target, "namespace", "") == "_c10d_functional" for n in gm.graph.nodes)
+    return any(communicates(n.target) for n in gm.graph.nodes)

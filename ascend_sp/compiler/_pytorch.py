@@ -48,7 +48,6 @@ __all__ = [
     "input_sources",
     "join_group",
     "named_inputs",
-    "not_compiled",
     "of_parts",
     "profiling",
     "recompilation",
@@ -163,11 +162,6 @@ def running_module() -> torch.nn.Module | None:
         m for m in outermost if isinstance(m, OptimizedModule) or m._compiled_call_impl is not None
     )
     return next(compiled, outermost[0] if outermost else None)
-
-
-def not_compiled(model: Any) -> Any:
-    """What was given to `torch.compile`, if `model` came from there."""
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
 
 
 def recompilation() -> tuple[int, str]:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from ascend_sp.compiler import _pytorch, ladder, uncompiled
 from ascend_sp.compiler.config import Config
-from ascend_sp.compiler.gathered import has_collectives, parts_gathered
+from ascend_sp.compiler.gathered import first_collective, parts_gathered
 from ascend_sp.compiler.numerics.check import NumericCheck
 from ascend_sp.compiler.pieces import Pieces, pieces_of_running
 from ascend_sp.compiler.pipeline import capture_attention, inexact_passes, optional_passes
@@ -27,7 +27,6 @@ from ascend_sp.graph.context import Note, NoteKind, PassContext, source_line
 from ascend_sp.runtime import guards, peers, replicas, stalls
 from ascend_sp.runtime.errors import AscendSPError, ConfigError, RankMismatchError
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
-from ascend_sp.runtime.ops import STARTS
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve
 from ascend_sp.runtime.versions import software
 from ascend_sp.text_encoder.apply import encoder_is_running
@@ -201,7 +200,8 @@ def _leave_parallel_graph(
     itself; hence `parallel`, and `parts`, the inputs that are a rank's own. Where those are
     parameters that the graph gathers, it is split like any other.
     """
-    if ctx.topology.size == 1 or not (parallel or parts or has_collectives(gm.graph)):
+    first = first_collective(gm.graph)
+    if ctx.topology.size == 1 or not (parallel or parts or first is not None):
         return
     own = None
     if not parallel:
@@ -211,10 +211,9 @@ def _leave_parallel_graph(
         return
     # Its groups may be others than ours, so our ranks have nothing to compare either.
     ctx.topology = replace(SINGLE, ranks=(ctx.topology.ranks[ctx.topology.rank],))
-    nodes = gm.graph.nodes
     ctx.note(
         NoteKind.UNSHARDED,
-        next((n for n in nodes if n.target in STARTS), next(iter(nodes))),
+        next(iter(gm.graph.nodes)) if first is None else first,
         "the model is tensor-parallel already: the graph is compiled for one rank, and its "
         "sequence is not split",
     )

@@ -30,6 +30,7 @@ from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.compiler.report.facts import Report
 from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.cost.device import find
+from ascend_sp.runtime._pytorch import not_compiled
 from ascend_sp.runtime.errors import ConfigError
 from ascend_sp.runtime.npu import DEVICE, ascend
 from ascend_sp.runtime.topology import Topology
@@ -64,7 +65,7 @@ def explain(
         ConfigError: an option that does not exist, or a bad value.
         AscendSPError: what the compile would raise.
     """
-    model = _pytorch.not_compiled(model)
+    model = not_compiled(model)
     asked = Asked.of(explain_options or {}, _device_of(model, args, kwargs))
     watcher = _Watcher(asked)
     mode = _pytorch.FakeTensorMode(allow_non_fake_inputs=True)

@@ -14,12 +14,12 @@ from torch import fx
 
 from ascend_sp.graph._pytorch import OpOverload
 from ascend_sp.runtime._pytorch import group_by_name, ranks_of
-from ascend_sp.runtime.ops import ALL_GATHER, WAIT
+from ascend_sp.runtime.ops import ALL_GATHER, WAIT, communicates
 
 
-def has_collectives(graph: fx.Graph) -> bool:
-    """Whether a graph talks to other ranks."""
-    return any(_talks(n) for n in graph.nodes)
+def first_collective(graph: fx.Graph) -> fx.Node | None:
+    """The first node by which a graph talks to other ranks; None if it does not."""
+    return next((n for n in graph.nodes if communicates(n.target)), None)
 
 
 def parts_gathered(
@@ -55,7 +55,7 @@ def parts_gathered(
         elif node.target is WAIT:
             if node.args[0] not in gathered:
                 return None
-        elif _talks(node):
+        elif communicates(node.target):
             return None
         elif not own.isdisjoint(node.all_input_nodes):
             # A pad or a view on the way to a gather, of nothing else.
@@ -67,7 +67,3 @@ def parts_gathered(
     if not all(u in own or u.target is ALL_GATHER for n in own for u in n.users):
         return None
     return frozenset(n.name for n in own if n.op == "placeholder")
-
-
-def _talks(node: fx.Node) -> bool:
-    return getattr(node.target, "namespace", "").startswith("_c10d_functional")

@@ -17,6 +17,7 @@ from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.report.page import duration, known, size
 from ascend_sp.graph.context import PassContext
 from ascend_sp.passes.overlap.saving import Saving
+from ascend_sp.runtime._pytorch import not_compiled
 from ascend_sp.runtime.unsplit import Unsplit
 
 WORTH = 0.5
@@ -145,7 +146,7 @@ def pieces_of_running(gm: fx.GraphModule) -> Pieces:
     elif model in _models:
         pieces = _models[model]
     else:
-        pieces = _models[model] = Pieces(type(_pytorch.not_compiled(model)).__name__)
+        pieces = _models[model] = Pieces(type(not_compiled(model)).__name__)
     now: Counter[str] = Counter()
     for why, n in _pytorch.graph_breaks().items():
         now[_pytorch.in_short(why)] += n

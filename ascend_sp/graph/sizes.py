@@ -25,6 +25,12 @@ def as_size(value: int | torch.SymInt | sympy.Expr) -> Size:
     return int(expr) if expr.is_Integer else expr
 
 
+def as_int(size: object) -> int:
+    """A size that is known to be a number."""
+    assert isinstance(size, int)
+    return size
+
+
 def as_shape(shape: Iterable[int | torch.SymInt | sympy.Expr]) -> tuple[Size, ...]:
     """Each size of `shape` through `as_size`."""
     return tuple(as_size(s) for s in shape)

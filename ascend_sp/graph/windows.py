@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ascend_sp.graph.layout import Padded, Shard, Window
+from ascend_sp.graph.sizes import as_int
 
 
 @dataclass(frozen=True)
@@ -94,31 +95,26 @@ def inner_row(row: int, home: Padded, size: int) -> int | None:
 
 def holder_of(row: int, split: Shard, world: int) -> tuple[int, int]:
     """The rank that holds a global row, and which of its rows that is."""
-    token, rest = divmod(row, _int(split.inner))
+    token, rest = divmod(row, as_int(split.inner))
     offset = 0
     for length, chunk in zip(split.seq.lengths, split.seq.chunks(world), strict=True):
-        length, chunk = _int(length), _int(chunk)
+        length, chunk = as_int(length), as_int(chunk)
         if token < length:
             rank, at = divmod(token, chunk)
-            return rank, (offset + at) * _int(split.inner) + rest
+            return rank, (offset + at) * as_int(split.inner) + rest
         token, offset = token - length, offset + chunk
     raise IndexError(f"there is no row {row} in {split}")
 
 
 def valid_rows(split: Shard, rank: int, world: int) -> Iterator[tuple[int, int]]:
     """The rows of `rank` that are no padding: where each run of them starts, and its length."""
-    offset, inner = 0, _int(split.inner)
+    offset, inner = 0, as_int(split.inner)
     for length, chunk in zip(split.seq.lengths, split.seq.chunks(world), strict=True):
-        length, chunk = _int(length), _int(chunk)
+        length, chunk = as_int(length), as_int(chunk)
         valid = max(0, min(chunk, length - rank * chunk))
         if valid:
             yield offset * inner, valid * inner
         offset += chunk
-
-
-def _int(size: object) -> int:
-    assert isinstance(size, int)
-    return size
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.distributed.distributed_c10d import (
     PrefixStore,
     Store,
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 __all__ = [
     "Store",
     "group_by_name",
+    "not_compiled",
     "ranks_of",
     "store_of",
     "tag_of",
@@ -41,6 +43,11 @@ def group_by_name(name: str) -> dist.ProcessGroup:
 def ranks_of(group: dist.ProcessGroup) -> list[int]:
     """The global ranks of a group."""
     return list(dist.get_process_group_ranks(group))
+
+
+def not_compiled(model: Any) -> Any:
+    """What was given to `torch.compile`, if `model` came from there."""
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
 
 
 def tag_of(group: dist.ProcessGroup) -> str:

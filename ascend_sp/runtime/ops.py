@@ -7,6 +7,7 @@ outputs. The opaque op keeps the call as the user made it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ ALL_GATHER = _c10d.all_gather_into_tensor.default
 ALL_REDUCE = _c10d.all_reduce.default
 WAIT = _c10d.wait_tensor.default
 STARTS = (ALL_TO_ALL, ALL_GATHER, ALL_REDUCE)
+
+
+def communicates(target: Any) -> bool:
+    """Whether what a node calls is one of PyTorch's functional collectives, or a wait for one."""
+    return getattr(target, "namespace", "").startswith("_c10d_functional")
+
 
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor? attn_mask=None, bool is_causal=False, "
@@ -49,15 +56,23 @@ def _by_heads(q: Tensor, v: Tensor, batch: int, heads: int) -> Tensor:
     return q.new_empty(batch, q.shape[2], heads, v.shape[3]).transpose(1, 2)
 
 
-def _not_lowered(*args: Any, **kwargs: Any) -> Tensor:
-    raise NotImplementedError("split_attention stands for communication; a pass must expand it")
+def _stands_for_communication(name: str) -> Callable[..., Any]:
+    """The implementation of an op that has none."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{name} stands for communication; a pass must expand it")
+
+    return refuse
 
 
 _attention = torch.library.custom_op(
     f"{NAMESPACE}::attention", _sdpa, mutates_args=(), schema=SCHEMA
 )
 _split_attention = torch.library.custom_op(
-    f"{NAMESPACE}::split_attention", _not_lowered, mutates_args=(), schema=SCHEMA
+    f"{NAMESPACE}::split_attention",
+    _stands_for_communication("split_attention"),
+    mutates_args=(),
+    schema=SCHEMA,
 )
 
 
@@ -100,18 +115,13 @@ mask is whole, ``[..., S, T]``.
 """
 
 
-@torch.library.custom_op(f"{NAMESPACE}::split_group_norm", mutates_args=())
-def _split_group_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    n: int,
-    c: int,
-    positions: int,
-    groups: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    raise NotImplementedError("split_group_norm stands for communication; a pass must expand it")
+_split_group_norm = torch.library.custom_op(
+    f"{NAMESPACE}::split_group_norm",
+    _stands_for_communication("split_group_norm"),
+    mutates_args=(),
+    schema="(Tensor x, Tensor? weight, Tensor? bias, SymInt n, SymInt c, SymInt positions, "
+    "SymInt groups, float eps) -> (Tensor, Tensor, Tensor)",
+)
 
 
 @_split_group_norm.register_fake

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from torch import fx
 
-from ascend_sp.runtime.ops import WAIT
+from ascend_sp.runtime.ops import WAIT, communicates
 
 Calls: TypeAlias = "Sequence[tuple[str, str]]"
 """Starts and waits of a program in order: name of the op, and which collective in words."""
@@ -82,7 +82,7 @@ def _of_interpreter(frame: FrameType, program: Program) -> Where | None:
     node = frame.f_locals.get("n")
     if not isinstance(node, fx.Node) or not isinstance(frame.f_locals.get("self"), fx.Interpreter):
         return None
-    if getattr(node.target, "namespace", "") == "_c10d_functional":
+    if communicates(node.target):
         name = str(getattr(node.target, "_opname", ""))
         before = node.graph.find_nodes(op="call_function", target=node.target)
         return _collective(name, before.index(node) + 1, program)

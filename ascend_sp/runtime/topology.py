@@ -112,6 +112,13 @@ def sequence_dim(mesh: DeviceMesh) -> DeviceMesh:
     return mesh[MESH_DIM]
 
 
+def mesh_of(mesh: DeviceMesh | None, device_type: str) -> DeviceMesh:
+    """The 1-D mesh of ranks that share weights: `mesh`, see `sequence_dim`, or all ranks."""
+    if mesh is not None:
+        return sequence_dim(mesh)
+    return init_device_mesh(device_type, (dist.get_world_size(),))
+
+
 def _of_mesh(mesh: DeviceMesh, degree: int | None, device_type: str) -> Topology:
     if degree is not None and degree != mesh.size():
         raise TopologyError(

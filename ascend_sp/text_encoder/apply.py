@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -19,8 +18,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 from ascend_sp.runtime import guards
+from ascend_sp.runtime._pytorch import not_compiled
 from ascend_sp.runtime.errors import TextEncoderError
-from ascend_sp.runtime.topology import SINGLE, Topology, device_type_of, resolve, sequence_dim
+from ascend_sp.runtime.topology import SINGLE, Topology, device_type_of, mesh_of, resolve
 from ascend_sp.text_encoder.find import find, is_excluded
 from ascend_sp.text_encoder.proof import Proof
 from ascend_sp.text_encoder.report import TextEncoderReport, held_bytes, make_report
@@ -81,15 +81,10 @@ def encoder_is_running() -> bool:
     frame = sys._getframe() if _records else None
     while frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, nn.Module) and plain(caller) in _records:
+        if isinstance(caller, nn.Module) and not_compiled(caller) in _records:
             return True
         frame = frame.f_back
     return False
-
-
-def plain(encoder: nn.Module) -> nn.Module:
-    """The encoder behind `torch.compile`."""
-    return getattr(encoder, "_orig_mod", encoder)
 
 
 def parallelize_text_encoder(
@@ -138,7 +133,7 @@ def parallelize_text_encoder(
             f"encoder must be a torch.nn.Module, not {type(encoder).__name__}. Pass the text "
             "encoder itself, such as pipe.text_encoder."
         )
-    encoder = plain(encoder)
+    encoder = not_compiled(encoder)
     device = device_type_of(encoder)
     topology = resolve(None, mesh, device)
     if any(isinstance(p, DTensor) for p in encoder.parameters()):
@@ -154,7 +149,7 @@ def parallelize_text_encoder(
         return make_report(encoder, 1, {}, whole, before, ())
     facts = {"encoder": type(encoder).__name__, "split": _digest(encoder, found)}
     guards.agree(topology, facts, _TIMEOUT, _STEP)
-    record = Record(topology, sequence_dim(mesh) if mesh else _world_mesh(device))
+    record = Record(topology, mesh_of(mesh, device))
     proofs: dict[object, Proof] = {}
     split = {}
     for f in found:
@@ -244,10 +239,6 @@ def as_parameter(local: Tensor, like: nn.Parameter) -> nn.Parameter:
     if isinstance(like, DTensor):
         value = DTensor.from_local(local, like.device_mesh, like.placements, run_check=False)
     return nn.Parameter(value, requires_grad=like.requires_grad)
-
-
-def _world_mesh(device_type: str) -> DeviceMesh:
-    return init_device_mesh(device_type, (dist.get_world_size(),))
 
 
 def _digest(encoder: nn.Module, found: list[Found]) -> str:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ascend_sp.runtime import guards
+from ascend_sp.runtime._pytorch import not_compiled
 from ascend_sp.runtime.errors import TextEncoderError
-from ascend_sp.text_encoder.apply import Record, as_parameter, plain, record_of
+from ascend_sp.text_encoder.apply import Record, as_parameter, record_of
 from ascend_sp.text_encoder.names import match
 from ascend_sp.text_encoder.split import PADDING
 
@@ -72,7 +73,7 @@ def load_text_encoder(
             something stays on ``meta``.
         RankMismatchError: some ranks could not load.
     """
-    encoder = plain(encoder)
+    encoder = not_compiled(encoder)
     record = record_of(encoder)
     report, error = None, None
     try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ascend_sp.runtime.units import mib
+
 
 @dataclass(frozen=True)
 class Row:
@@ -46,17 +48,13 @@ class TextEncoderReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.ranks} rank(s); weights in MiB: {_mib(self.whole_bytes)} in all, "
-            f"{_mib(self.local_bytes)} on this rank. Split: {_mib(self.sharded_bytes)}, of which "
-            f"{_mib(self.sharded_local_bytes)} on this rank.",
+            f"{self.ranks} rank(s); weights in MiB: {mib(self.whole_bytes)} in all, "
+            f"{mib(self.local_bytes)} on this rank. Split: {mib(self.sharded_bytes)}, of which "
+            f"{mib(self.sharded_local_bytes)} on this rank.",
             *_table("split", self.split),
             *_table("whole", self.whole),
         ]
         return "\n".join(lines)
-
-
-def _mib(n: int) -> str:
-    return f"{n / 2**20:.1f}"
 
 
 def _table(title: str, rows: Sequence[Row]) -> list[str]:
@@ -69,7 +67,7 @@ def _table(title: str, rows: Sequence[Row]) -> list[str]:
         whole, local = (sum(getattr(r, f"{k}_bytes") for r in same) for k in ("whole", "local"))
         first = same[0].name or "(root)"
         names = first if len(same) == 1 else f"{first}, ... ({len(same)})"
-        lines.append(f"  {title}  {_mib(whole)} -> {_mib(local)}  {module}  {names}: {how}")
+        lines.append(f"  {title}  {mib(whole)} -> {mib(local)}  {module}  {names}: {how}")
     return lines
 
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ascend_sp.runtime import guards, replicas
+from ascend_sp.runtime._pytorch import not_compiled
 from ascend_sp.runtime.errors import ConfigError
-from ascend_sp.runtime.topology import device_type_of, resolve, sequence_dim
+from ascend_sp.runtime.topology import device_type_of, mesh_of, resolve
+from ascend_sp.runtime.units import mib
 
 _STEP = guards.Step.named("shards its weights")
 _TIMEOUT = 300.0
@@ -49,9 +50,9 @@ class WeightsReport:
         for name, why in self.whole:
             reasons.setdefault(why, []).append(name)
         lines = [
-            f"{self.ranks} rank(s); weights in MiB: {_mib(self.whole_bytes)} in all, "
-            f"{_mib(self.local_bytes)} on this rank. {len(self.sharded)} parameters are gathered "
-            f"when they are needed, of at most {_mib(max(self.largest, default=0))} each."
+            f"{self.ranks} rank(s); weights in MiB: {mib(self.whole_bytes)} in all, "
+            f"{mib(self.local_bytes)} on this rank. {len(self.sharded)} parameters are gathered "
+            f"when they are needed, of at most {mib(max(self.largest, default=0))} each."
         ]
         for why, names in reasons.items():
             lines.append(
@@ -82,7 +83,7 @@ def shard_weights(
     and freed after its last use. Every rank calls this, with the same weights.
 
     A parameter is split along its first dim that the number of ranks divides; one without such a
-    dim stays whole, as do tied parameters with several shapes and quantised weights. Adapters
+    dim stays whole, as do quantised weights. Adapters
     (LoRA) may be loaded before or after, and stay as they are; weights must be fused before. A
     `state_dict` holds DTensors under the usual names: `DTensor.full_tensor` makes one whole.
 
@@ -108,7 +109,7 @@ def shard_weights(
             f"shard_weights takes a torch.nn.Module, and got {type(model).__name__}. Pass the "
             "model itself, such as pipe.transformer."
         )
-    model = getattr(model, "_orig_mod", model)  # behind torch.compile
+    model = not_compiled(model)
     weights = _weights(model)
     device = device_type_of(model)
     topology = resolve(None, mesh, device)
@@ -128,7 +129,7 @@ def shard_weights(
         held = [w for w in weights if not w.value.is_meta]
         which = [replicas.Input(w.names[0], parameter=True) for w in held]
         replicas.compare(topology, "shard_weights", which, [w.value for w in held], _TIMEOUT)
-        along = sequence_dim(mesh) if mesh else init_device_mesh(device, (dist.get_world_size(),))
+        along = mesh_of(mesh, device)
         for w in weights:
             if w.dim >= 0:
                 _shard(model, w, along, topology.rank)
@@ -226,6 +227,8 @@ _kinds: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 
 def _reading_whole(kind: type[nn.Module], leaf: str) -> type[nn.Module]:
     """`kind`, in which compiled code that reads the parameter `leaf` gathers it; one class each."""
+    if (kind, leaf) in _kinds:
+        return _kinds[kind, leaf]
 
     def read(self: nn.Module) -> Any:
         value = self._parameters[leaf]
@@ -233,10 +236,9 @@ def _reading_whole(kind: type[nn.Module], leaf: str) -> type[nn.Module]:
             return value.redistribute(placements=[Replicate()]).to_local()
         return value
 
-    if (kind, leaf) not in _kinds:
-        own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        _kinds[kind, leaf] = type(kind.__name__, (kind,), {**own, leaf: property(read)})
-    return _kinds[kind, leaf]
+    own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    made = _kinds[kind, leaf] = type(kind.__name__, (kind,), {**own, leaf: property(read)})
+    return made
 
 
 def _only_compiled(model: nn.Module, args: Any) -> None:
@@ -245,7 +247,3 @@ def _only_compiled(model: nn.Module, args: Any) -> None:
             f"the weights of {type(model).__name__} are sharded, and whole in compiled programs "
             'only. Call torch.compile(model, backend="ascend_sp") instead.'
         )
-
-
-def _mib(n: int) -> str:
-    return f"{n / 2**20:.1f}"

@@ -42,7 +42,9 @@ def compile_turned(rank: int, world: int, target: str, dynamic: bool) -> list[An
     return found
 
 
-@pytest.mark.parametrize("target", ["eager", "npugraph_ex", "torchair"])
+@pytest.mark.parametrize(
+    "target", [pytest.param("eager", marks=pytest.mark.slow), "npugraph_ex", "torchair"]
+)
 def test_strides(target: str) -> None:
     for dynamic in (False, True):
         for found in simulated_npu.run(compile_turned, 2, target, dynamic, timeout=200):

@@ -57,24 +57,21 @@ def propagate_sharding(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
 def _with_pictures(nodes: list[fx.Node], plan: Plan, ctx: PassContext) -> Plan:
     """The best plan by estimate: the one without seeds of convolutions, or one with such."""
     costs = ctx.estimator()
-    best: tuple[float, Plan] | None = None
-    found = list(pictures.ways(nodes))
-    for cut in found:
-        new = propagate(nodes, ctx.topology.size, ctx.static_inputs, cut)
-        taken = pictures.seconds(nodes, new, costs)
-        if best is None or taken < best[0]:
-            best = taken, new
-    if best is None:
+    tried = [
+        propagate(nodes, ctx.topology.size, ctx.static_inputs, cut) for cut in pictures.ways(nodes)
+    ]
+    if not tried:
         return plan
-    now = pictures.seconds(nodes, plan, costs)
-    if best[0] < now:
-        return best[1]
+    now, *each = (pictures.seconds(nodes, p, costs) for p in (plan, *tried))
+    taken = min(each)
+    if taken < now:
+        return tried[each.index(taken)]
     first = next(n for n in nodes if n.target is pictures.CONVOLUTION)
     ctx.note(
         NoteKind.UNSHARDED,
         first,
         "convolutions are not split along a picture, since by estimate that would take "
-        f"{best[0] * 1e3:.3g} ms, and takes {now * 1e3:.3g} ms without",
+        f"{taken * 1e3:.3g} ms, and takes {now * 1e3:.3g} ms without",
     )
     return plan
 

@@ -16,6 +16,7 @@ import torch
 from ascend_sp.graph import windows
 from ascend_sp.graph.arguments import position_of
 from ascend_sp.graph.layout import REPLICATE, Padded, Placement, Sequence, Shard, Window
+from ascend_sp.graph.sizes import as_int
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -51,9 +52,9 @@ def convolution(call: Call) -> Answer:
     split = _picture(call, x)
     if isinstance(split, Reshard):
         return split
-    taps = _at(call.argument("dilation"), dim - 2) * (_int(others[0].shape[dim]) - 1) + 1
+    taps = _at(call.argument("dilation"), dim - 2) * (as_int(others[0].shape[dim]) - 1) + 1
     stride, padding = (_at(call.argument(a), dim - 2) for a in ("stride", "padding"))
-    rows = _int(split.local_size(call.world))
+    rows = as_int(split.local_size(call.world))
     if call.argument("transposed"):
         return _transposed(call, x, split, rows, taps, stride, padding)
     want = Window(dim, rows * stride, -padding, (rows - 1) * stride + taps)
@@ -115,7 +116,7 @@ def average_pool(call: Call) -> Answer:
     if isinstance(split, Reshard):
         return split
     stride = _at(call.argument("stride") or sizes, dim - first)
-    rows = _int(split.local_size(call.world))
+    rows = as_int(split.local_size(call.world))
     want = Window(dim, rows * stride, -padding, (rows - 1) * stride + _at(sizes, dim - first))
     return _windowed(call, x, want, split, {"padding": 0}, first)
 
@@ -130,11 +131,11 @@ def _picture(call: Call, x: Operand) -> Shard | Reshard:
         return Reshard("rows of neighbours of a picture whose size is a symbol")
     if not windows.known(held):
         return Reshard("a dim that merges the sequence with another axis is convolved")
-    size = _int(call.outputs[0][held.dim])
+    size = as_int(call.outputs[0][held.dim])
     if size == 0:
         return Reshard("nothing comes out")
-    if len(held.seq.lengths) == 1 and size % _int(held.seq.total) == 0:
-        return Shard(held.dim, held.seq, 1, size // _int(held.seq.total))
+    if len(held.seq.lengths) == 1 and size % as_int(held.seq.total) == 0:
+        return Shard(held.dim, held.seq, 1, size // as_int(held.seq.total))
     return Shard(held.dim, Sequence((size,)))
 
 
@@ -157,8 +158,3 @@ def _windowed(
 def _at(values: list[int], i: int) -> int:
     """The value for the dim `i` of positions; one alone is for all of them."""
     return values[i] if len(values) > 1 else values[0]
-
-
-def _int(size: Any) -> int:
-    assert isinstance(size, int)
-    return size
