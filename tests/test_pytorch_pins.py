@@ -274,3 +274,18 @@ def test_a_fake_for_dynamo_is_asked_by_dynamo_only() -> None:
     finally:
         del op.py_kernels[torch._C.DispatchKey.AutogradCPU]
         op._dispatch_cache.clear()
+
+
+def test_fresh_sizes_are_no_constants_and_know_what_was_assumed_of_them() -> None:
+    from ascend_sp.compiler._pytorch import FreshSizes
+    from ascend_sp.graph.sizes import as_size
+
+    fresh = FreshSizes([1, 1])  # neither the same symbol, nor the number 1
+    a, b = fresh.symbols
+    assert a != b and fresh.size(3) == 3
+    with fresh.mode:
+        x = torch.empty([fresh.size(16 * a), fresh.size(b)])
+    assert [as_size(n) for n in x.shape] == [16 * a, b]
+    assert fresh.holds([5, 7])
+    assert x.shape[0] < 40
+    assert fresh.holds([2, 7]) and not fresh.holds([3, 7])

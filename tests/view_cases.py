@@ -81,6 +81,21 @@ def _(g: Draw, op: Any) -> Any:
     return (g.some(2),)
 
 
+@case(aten.view_as_complex.default)
+def _(g: Draw, op: Any) -> Any:
+    x = g.some()
+    pairs = torch.stack([x.tensor, x.tensor.flip(0)], -1)
+    if x.tensor.ndim > 1 and g.pick(False, False, False, True):
+        shape = [*x.tensor.shape[:-1], 2]
+        return (Placed(g.values(shape), Shard(len(shape) - 1, Sequence((2,)))),)
+    return (Placed(pairs, x.placement),)
+
+
+@case(aten.view_as_real.default)
+def _(g: Draw, op: Any) -> Any:
+    return (g.some(kind="complex"),)
+
+
 @case(aten.unsqueeze.default)
 def _(g: Draw, op: Any) -> Any:
     x = g.some()

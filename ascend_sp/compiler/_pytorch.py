@@ -9,9 +9,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import sympy
 import torch
 import torch.distributed as dist
 from torch import fx
@@ -20,6 +21,7 @@ from torch._dispatch.python import no_python_dispatcher
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.source import ConstantSource
 from torch._dynamo.utils import counters, get_debug_dir, get_metrics_context
 from torch._functorch import config as functorch_config
 from torch._guards import TracingContext, detect_fake_mode, tracing
@@ -27,14 +29,17 @@ from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.autograd import profiler
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, constrain_range
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ascend_sp.graph._pytorch import OptimizedPythonReferenceAnalysis, sympy_interp
 from ascend_sp.runtime._pytorch import without_modes
 
 __all__ = [
     "BackendCompilerFailed",
     "DataDependentOutputException",
     "FakeTensorMode",
+    "FreshSizes",
     "behaves_as_tensor",
     "broken_by",
     "compiled_kernels",
@@ -317,6 +322,47 @@ def static_input_indices() -> list[int]:
 @contextmanager
 def own_tracing_context(inputs: Sequence[Any]) -> Iterator[None]:
     """A second AOTAutograd must not write into the context of the one that is running."""
-    fake_mode = detect_fake_mode(inputs) or FakeTensorMode()
-    with tracing(TracingContext(fake_mode)):
+    own = next((x.fake_mode for x in inputs if isinstance(x, FakeTensor)), None)
+    running = detect_fake_mode(inputs) if own is None else own
+    context = TracingContext.try_get()
+    # A program that was traced anew is none of the mode of the trace that is running.
+    anew = own is not None and context is not None and context.fake_mode is not own
+    modes = without_modes() if anew else nullcontext()
+    with tracing(TracingContext(running or FakeTensorMode())), modes:
         yield
+
+
+class FreshSizes:
+    """Symbols of at least 1 that no graph has yet, and fake values that have them in their sizes.
+
+    Args:
+        hints: the value of each in the call that is compiled.
+    """
+
+    def __init__(self, hints: Sequence[int]) -> None:
+        # Not the same symbol for equal hints, and none made a constant for being 1.
+        self._env = ShapeEnv(duck_shape=False)
+        self.mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
+        self.symbols: list[sympy.Symbol] = []
+        self.sizes: list[torch.SymInt] = []
+        for i, hint in enumerate(hints):
+            source = ConstantSource(f"fresh_{i}")
+            symbol = self._env.create_symbol(
+                hint, source, DimDynamic.DYNAMIC, None, do_not_specialize_zero_one=True
+            )
+            size = self._env.create_symintnode(symbol, hint=hint, source=source)
+            constrain_range(size, min=1)  # type: ignore[arg-type]
+            self.symbols.append(symbol)  # type: ignore[arg-type]
+            self.sizes.append(size)  # type: ignore[arg-type]
+
+    def size(self, expr: int | sympy.Expr) -> int | torch.SymInt:
+        """A size that is calculated from these symbols."""
+        if isinstance(expr, int):
+            return expr
+        env = dict(zip(self.symbols, self.sizes, strict=True))
+        return sympy_interp(OptimizedPythonReferenceAnalysis, env, expr)
+
+    def holds(self, values: Sequence[int]) -> bool:
+        """Whether all that was assumed of the symbols since is so for other values, too."""
+        given = dict(zip(self.symbols, map(sympy.Integer, values), strict=True))
+        return all(g.expr.xreplace(given) == sympy.true for g in self._env.guards)

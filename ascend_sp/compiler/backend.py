@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import fx
 from torch.distributed.tensor import DTensor
 
 from ascend_sp.compiler import _pytorch, ladder, uncompiled
+from ascend_sp.compiler.buckets.serve import serve
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.gathered import first_collective, parts_gathered
 from ascend_sp.compiler.numerics.check import NumericCheck
@@ -95,7 +97,18 @@ def ascend_sp(
         _leave_parallel_graph(aten, own, parallel or len(parts) < len(sharded), parts)
         names = _pytorch.named_inputs(aten, sources)
         times = {"AOTAutograd": time.perf_counter() - start}
-        return _compile(aten, inputs, names, own, config, times, pieces, progress)
+
+        def program(
+            gm: fx.GraphModule, inputs: Sequence[Any], names: Sequence[str], notes: Sequence[Note]
+        ) -> Callable[..., Any]:
+            each = replace(own, notes=[*own.notes, *notes], results=own.results.copy())
+            # Of other capacities it is one more compile, while a call waits.
+            late = Progress(topology.ranks[topology.rank]) if progress.over() else None
+            with late or nullcontext(progress) as shown:
+                return _compile(gm, inputs, names, each, config, times, pieces, shown)
+
+        replayed = own.device == DEVICE and config.target != "eager"
+        return serve(aten, inputs, names, config.buckets, replayed, program)
 
     with Progress(topology.ranks[topology.rank]) as progress:
         return _pytorch.to_aten(gm, example_inputs, compile_graph)
@@ -140,8 +153,8 @@ def _compile(
     dump.begins = progress.phase
     dump.times |= times
     uncompiled.compiled(ctx.topology, config)
-    static = _pytorch.static_input_indices()
     placeholders = [n.name for n in gm.graph.find_nodes(op="placeholder")]
+    static = [i for i, n in enumerate(placeholders) if n in ctx.static_inputs]
     try:
         if config.check_ranks:
             with dump.timed("check_ranks"):

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
+from ascend_sp.compiler import capacities
 from ascend_sp.graph.cost.device import DEVICES
 from ascend_sp.passes.overlap.strategies import parse
 from ascend_sp.runtime.errors import ConfigError
@@ -194,6 +195,16 @@ class Config:
         "Of products without tokens (modulation, embeddings of the time) each rank computes some "
         "output features, and these are gathered: auto where it pays by estimated cost, on "
         "wherever it is possible.",
+    )
+    buckets: capacities.Buckets = _option(
+        capacities.Buckets(),
+        capacities.parse,
+        "auto, 0/false/off, a size, a list of sizes (128,512), or, only as an option, a dict of "
+        "these by the name of an input",
+        "Capacities for sizes that change (dynamic=True): a program runs with the next multiple of "
+        "a size, or the next in a list, and what is too much is left out of every attention, so "
+        "that Ascend's graphs are captured for few sizes; auto is multiples of a sixteenth of the "
+        "sequence at most in Ascend's graphs, and off elsewhere (docs/serving.md).",
     )
     memory_budget: float = _option(
         0.1,

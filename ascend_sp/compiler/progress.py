@@ -32,12 +32,16 @@ class Progress:
         self._rank = rank
         self._phase = "tracing (AOTAutograd)"
         self._start = time.monotonic()
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def phase(self, what: str, done: int = 0, of: int = 0) -> None:
         """Say what comes now: ``what``, or ``what, done of of``."""
         self._phase = f"{what}, {done} of {of}" if of else what
+
+    def over(self) -> bool:
+        """Whether the compile has ended."""
+        return self._ended.is_set()
 
     def __enter__(self) -> Progress:
         self._thread = threading.Thread(target=self._watch, name="ascend_sp progress", daemon=True)
@@ -50,13 +54,13 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over.set()
+        self._ended.set()
         assert self._thread
         self._thread.join()
 
     def _watch(self) -> None:
         terminal = self._rank == 0 and sys.stderr.isatty()
-        if self._over.wait(AFTER):
+        if self._ended.wait(AFTER):
             return
         width = 0
         while True:
@@ -67,7 +71,7 @@ class Progress:
                 width = len(text)
             else:
                 log.info("%s", text)
-            if self._over.wait(EVERY_LINE if terminal else EVERY_ENTRY):
+            if self._ended.wait(EVERY_LINE if terminal else EVERY_ENTRY):
                 break
         if terminal:
             print("\r" + " " * width + "\r", end="", file=sys.stderr, flush=True)

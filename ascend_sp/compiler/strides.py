@@ -18,9 +18,10 @@ import torch
 from torch import fx
 
 from ascend_sp.compiler._pytorch import compiled_kernels
+from ascend_sp.compiler.input_symbols import InputSymbols
 from ascend_sp.graph.emitter import Emitter
 from ascend_sp.graph.families import VIEWS
-from ascend_sp.graph.sizes import Size, as_shape, as_size
+from ascend_sp.graph.sizes import Size, as_shape
 
 aten = torch.ops.aten
 
@@ -63,11 +64,7 @@ class Promised:
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
-        self.places: dict[sympy.Symbol, tuple[int, Callable[[Any], int]]] = {}
-        for i, node in enumerate(gm.graph.find_nodes(op="placeholder")):
-            for size, read in _sizes(node.meta.get("val")):
-                if isinstance(size, sympy.Symbol):
-                    self.places.setdefault(size, (i, read))
+        self.symbols = InputSymbols(gm)
         results: Any = gm.graph.output_node().args[0]
         self.strides: dict[int, tuple[Size, ...]] = {}
         for i, x in enumerate(results):
@@ -76,10 +73,10 @@ class Promised:
                 continue
             strides = as_shape(value.stride())
             # A symbol that no input has is only known while the program runs.
-            if all(s in self.places for s in _symbols(strides)):
+            if all(s in self.symbols for s in _symbols(strides)):
                 self.strides[i] = strides
         used = {s for strides in self.strides.values() for s in _symbols(strides)}
-        self.places = {s: place for s, place in self.places.items() if s in used}
+        self.used = sorted(used, key=str)
         self._numbers = lru_cache(maxsize=256)(self._evaluate)
 
     def kept_by(
@@ -88,10 +85,9 @@ class Promised:
         """`run` of the program, with these strides."""
         if not self.strides:
             return run
-        places = tuple(self.places.values())
 
         def call(args: list[Any]) -> Sequence[Any]:
-            wanted = self._numbers(*(read(args[i]) for i, read in places))
+            wanted = self._numbers(*self.symbols.read(self.used, args))
             out = list(run(args))
             for i, strides in wanted:
                 if out[i].stride() != strides:
@@ -101,23 +97,11 @@ class Promised:
         return call
 
     def _evaluate(self, *sizes: int) -> list[tuple[int, tuple[int, ...]]]:
-        values = {s: sympy.Integer(n) for s, n in zip(self.places, sizes, strict=True)}
+        values = {s: sympy.Integer(n) for s, n in zip(self.used, sizes, strict=True)}
         return [
             (i, tuple(s if isinstance(s, int) else int(s.xreplace(values)) for s in strides))
             for i, strides in self.strides.items()
         ]
-
-
-def _sizes(value: Any) -> list[tuple[Size, Callable[[Any], int]]]:
-    """The sizes and strides that an input has or is, and how to read each off the real one."""
-    if isinstance(value, torch.SymInt):
-        return [(as_size(value), int)]
-    if not isinstance(value, torch.Tensor):
-        return []
-    return [
-        *((n, lambda x, d=d: x.shape[d]) for d, n in enumerate(as_shape(value.shape))),
-        *((n, lambda x, d=d: x.stride(d)) for d, n in enumerate(as_shape(value.stride()))),
-    ]
 
 
 def _symbols(sizes: Sequence[Size]) -> set[sympy.Symbol]:

@@ -77,6 +77,7 @@ class NoteKind(str, Enum):
     """What a note is about, in the order of the page, with the heading that it has there."""
 
     TARGET = "target", "Targets that could not take the graph"
+    CAPACITY = "capacity", "Lengths and capacities"
     UNSHARDED = "unsharded", "Not split, and why"
     GATHER = "gather", "Gathered"
     PACKED = "packed", "Gathered in one, or not"

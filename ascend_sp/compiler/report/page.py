@@ -14,6 +14,7 @@ from ascend_sp.passes.choose_strategy import Choice
 SECTIONS = {
     "Attention": "each kind of attention: rows, heads, mask, strategy, what it runs as, your line",
     NoteKind.TARGET.heading: "why a fallback target runs it",
+    NoteKind.CAPACITY.heading: "lengths that run with a capacity, and those that cannot",
     NoteKind.UNSHARDED.heading: "ops that every rank runs on whole tensors, why, and your line",
     NoteKind.GATHER.heading: "where a shard becomes a whole tensor; a model's output always does",
     NoteKind.FEATURES.heading: "products of which each rank computes a share of the features",

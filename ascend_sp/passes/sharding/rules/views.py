@@ -64,6 +64,21 @@ def transpose(call: Call) -> Answer:
     return unary(call, x.shard.moved(dims.index(x.shard.dim)))
 
 
+@rule(aten.view_as_complex.default)
+def as_complex(call: Call) -> Answer:
+    """``[s, 2] -> [s]``."""
+    x = call.operands[0]
+    if x.shard.dim == x.ndim - 1:
+        return Reshard("the two parts of complex numbers are the sequence")
+    return unary(call, x.shard)
+
+
+@rule(aten.view_as_real.default)
+def as_real(call: Call) -> Answer:
+    """``[s] -> [s, 2]``."""
+    return unary(call, call.operands[0].shard)
+
+
 @rule(aten.unsqueeze.default)
 def unsqueeze(call: Call) -> Answer:
     """``[s] -> [1, s]``."""

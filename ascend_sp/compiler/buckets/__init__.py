@@ -1,0 +1,1 @@
+"""Programs that are run for capacities, where requests have lengths (docs/serving.md)."""

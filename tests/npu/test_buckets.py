@@ -1,0 +1,50 @@
+"""Capacities on NPUs: captures for few sizes serve all lengths, and each replay knows its own."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import simulated_npu
+import torch
+from test_lengths import Joint
+
+LENGTHS = (7, 9, 12, 5, 17, 33, 40, 64)
+CAPACITIES = 4
+"""Of 16 rows: 16, 32, 48, 64."""
+
+
+def serve(rank: int, world: int, target: str, buckets: Any) -> dict[str, Any]:
+    import cannsim
+    from torch._dynamo.utils import counters
+
+    import ascend_sp  # noqa: F401
+
+    torch.manual_seed(0)
+    model = Joint().to("npu")
+    options = {"target": target, "strategy": "separate", "buckets": buckets}
+    compiled = torch.compile(model, backend="ascend_sp", options=options, dynamic=True)
+    image = torch.randn(1, 10, 32).to("npu")
+    worst = 0.0
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("error", "ascend_sp")  # no other target may take over
+        for n in (*LENGTHS, *LENGTHS):
+            text = torch.randn(1, n, 32, generator=torch.Generator().manual_seed(n)).to("npu")
+            got, want = compiled(text, image), model(text, image)
+            worst = max(worst, (got.cpu() - want.cpu()).abs().max().item())
+    return {
+        "worst": worst,
+        "programs": counters["ascend_sp"]["graphs"],
+        "captures": len(cannsim.trace.captured_graphs()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "buckets"), [("npugraph_ex", 16), ("torchair", 16), ("npugraph_ex", "auto")]
+)
+def test_all_lengths(target: str, buckets: Any) -> None:
+    for found in simulated_npu.run(serve, 2, target, buckets, timeout=300):
+        assert found["worst"] < 1e-5
+        assert found["programs"] == 1
+        assert found["captures"] == (CAPACITIES if target == "npugraph_ex" else 0)
