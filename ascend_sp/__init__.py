@@ -18,6 +18,7 @@ from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.compiler.uncompiled import watch
 from ascend_sp.compiler.warm_up import WarmUp, warm_up
 from ascend_sp.parallelize import Part, PipelineReport, parallelize
+from ascend_sp.passes.npu.layouts import keep_layouts_traceable
 from ascend_sp.passes.npu.lengths import keep_lengths_symbolic
 from ascend_sp.runtime.errors import (
     AscendSPError,
@@ -43,6 +44,7 @@ load_weights = load_text_encoder
 
 # Before Dynamo traces: it calls the backend only when it has.
 keep_lengths_symbolic()
+keep_layouts_traceable()
 watch()
 
 __all__ = [

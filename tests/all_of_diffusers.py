@@ -55,7 +55,17 @@ class Row:
         )
 
 
-def models(module: Any) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+def random_weights(model: nn.Module) -> None:
+    """diffusers starts some gates at zero, which hides mistakes."""
+    torch.manual_seed(0)
+    for p in model.parameters():
+        if p.is_floating_point():
+            nn.init.normal_(p, std=0.08 if p.dim() > 1 else 0.2)
+
+
+def models(
+    module: Any, weights: Callable[[nn.Module], None]
+) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     """What the test classes of one of diffusers' files build."""
     seen = set()
     for made in list(vars(module).values()):
@@ -71,11 +81,9 @@ def models(module: Any) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
             init, inputs = test.get_init_dict(), test.get_dummy_inputs()
         else:
             init, inputs = test.prepare_init_args_and_inputs_for_common()
-        model = test.model_class(**init)
         torch.manual_seed(0)
-        for p in model.parameters():
-            if p.is_floating_point():  # diffusers starts some gates at zero, which hides mistakes
-                nn.init.normal_(p, std=0.08 if p.dim() > 1 else 0.2)
+        model = test.model_class(**init)
+        weights(model)
         yield model.eval(), dict(inputs)
 
 
@@ -125,12 +133,14 @@ def distance(got: list[Tensor], want: list[Tensor]) -> float:
     return worst
 
 
-def built(checkout: str, what: str, name: str) -> list[tuple[nn.Module, dict[str, Any]]]:
+def built(
+    checkout: str, what: str, name: str, weights: Callable[[nn.Module], None] = random_weights
+) -> list[tuple[nn.Module, dict[str, Any]]]:
     """The models of one file of diffusers' tests, and their inputs; none if it says why not."""
     warnings.filterwarnings("ignore")
     sys.path.insert(0, checkout)
     try:
-        return list(models(importlib.import_module(f"tests.models.{what}.{name}")))
+        return list(models(importlib.import_module(f"tests.models.{what}.{name}"), weights))
     except Exception as e:
         print(f"cannot be built: {name}: {type(e).__name__}: {str(e).splitlines()[0]}")
         return []
@@ -154,7 +164,13 @@ def one_file(checkout: str, name: str, ranks: Sequence[int]) -> None:
 
 
 def run_files(
-    script: str, doc: str, what: str, head: str, ranks: list[int], one_file: Callable[..., None]
+    script: str,
+    doc: str,
+    what: str,
+    head: str,
+    ranks: list[int],
+    one_file: Callable[..., None],
+    more: Sequence[str] = (),
 ) -> None:
     """The command line of a program that takes each file of diffusers' tests for models of a kind.
 
@@ -165,6 +181,7 @@ def run_files(
         head: the first line of the table.
         ranks: numbers of ranks, where none are given.
         one_file: ``(checkout, name, ranks)`` prints the rows of a file.
+        more: names besides those of the files.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -179,7 +196,8 @@ def run_files(
         one_file(given.checkout, given.file, given.ranks)
         return
     folder = Path(given.checkout) / "tests/models" / what
-    names = sorted(f.stem for f in folder.glob("test_*.py") if given.only in f.stem)
+    files = sorted(f.stem for f in folder.glob("test_*.py"))
+    names = [n for n in (*files, *more) if given.only in n]
     if not names:
         parser.error(f"no tests of {what} in {folder}: give a checkout of diffusers")
     columns = head.count("|") - 1

@@ -29,6 +29,39 @@ def vae() -> nn.Module:
     ).eval()
 
 
+def unet() -> nn.Module:
+    """A U-Net as SDXL's: convolutions, attention in half of its blocks, sizes as a condition."""
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=64,
+        norm_num_groups=8,
+    ).eval()
+
+
+def unet_inputs(height: int = 10, width: int = 6, text: int = 7) -> dict[str, Any]:
+    """What a pipeline calls it with."""
+    g = torch.Generator().manual_seed(1)
+    return {
+        "sample": torch.randn(2, 4, height, width, generator=g),
+        "timestep": torch.tensor(7),
+        "encoder_hidden_states": torch.randn(2, text, 32, generator=g),
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(2, 16, generator=g),
+            "time_ids": torch.tensor([[64.0, 48, 0, 0, 64, 48]]).repeat(2, 1),
+        },
+    }
+
+
 def flux(
     double: int = 1,
     single: int = 1,

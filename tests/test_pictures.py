@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ascend_sp.compiler.config import Config
+from ascend_sp.graph.layout import PLACEMENTS, Shard
 from checks import collectives_of, error, free_links, worst
-from models import vae
+from models import unet, unet_inputs, vae
 from processes import run, values
 from simulator import capture, simulate
 
 TOLERANCE = 2e-5
+CONVOLUTION = torch.ops.aten.convolution.default
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,19 @@ def signal() -> nn.Module:
     )
 
 
+class Smooth(nn.Module):
+    """Linear interpolation of height and width, and of frames only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(self.first(x), scale_factor=(2, 1, 1), mode="trilinear").mean(2)
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.second(F.interpolate(x, scale_factor=3, mode="nearest"))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     "decoder": (decoder, [(1, 2, 8, 5), (2, 2, 7, 9), (1, 2, 3, 3)]),
     "encoder": (Encoder, [(1, 3, 48, 20), (1, 3, 37, 41)]),
@@ -118,6 +133,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     "replicated": (lambda: margins("replicate"), [(1, 3, 10, 6)]),
     "causal": (Causal, [(1, 3, 2, 5, 4)]),
     "signal": (signal, [(1, 2, 23)]),
+    "smooth": (Smooth, [(1, 2, 2, 7, 5)]),
 }
 
 
@@ -197,6 +213,26 @@ def test_an_autoencoder(ranks: int, free: Config) -> None:
         outputs, _, ctx, network = simulate(capture(call, x), ranks, free)
         assert worst(outputs, reference) <= TOLERANCE, [str(n) for n in ctx.notes]
         assert network.calls["all_to_all_single"] > 10
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_unet(ranks: int, free: Config) -> None:
+    """As SDXL's: nothing here knows a VAE. All convolutions and attentions are split."""
+    model, inputs = unet(), unet_inputs()
+    call = lambda **kwargs: model(**kwargs).sample  # noqa: E731
+    with torch.no_grad():
+        reference = call(**inputs)
+    outputs, programs, ctx, network = simulate(capture(call, **inputs), ranks, free)
+    assert worst(outputs, reference) <= TOLERANCE, [str(n) for n in ctx.notes]
+    whole = [n for n in ctx.notes if "runs on gathered" in n.text or "whole on every" in n.text]
+    assert not whole, [str(n) for n in whole]
+    placed = [
+        n.meta.get(PLACEMENTS)
+        for n in programs[0].graph.find_nodes(op="call_function", target=CONVOLUTION)
+    ]
+    assert len(placed) > 20
+    assert all(isinstance(p[0], Shard) for p in placed)
+    assert network.calls["all_to_all_single"] > 10
 
 
 def on_ranks(rank: int, world: int, target: str, cost_model: str) -> dict[str, Any]:

@@ -252,6 +252,16 @@ def test_dynamo_tells_of_code_that_it_gives_up() -> None:
     assert "size mismatch" in frames[1].reason
 
 
+def test_outputs_of_diffusers_as_arguments_are_no_error() -> None:
+    """They are registered as trees, but do not name their parts."""
+    from diffusers.models.autoencoders.vae import DecoderOutput
+
+    from ascend_sp.compiler._dynamo import _sizes
+
+    x = torch.zeros(2, 3)
+    assert _sizes({"x": x, "out": DecoderOutput(sample=x)}) == {"x": "[2, 3]", "out[0]": "[2, 3]"}
+
+
 def test_a_fake_for_dynamo_is_asked_by_dynamo_only() -> None:
     """Where a kernel of a device reads sizes as numbers, Dynamo can be told what an op yields."""
     from ascend_sp.graph._pytorch import NOT_KNOWN, fake_for_dynamo

@@ -227,6 +227,11 @@ KNOWN: dict[str, tuple[Any, tuple, Placement | tuple[Placement, ...]]] = {
         (split(2, 1, 2, 9, 6, lengths=(9,)), [1, 1, 2, 1]),
         Padded(tokens(2, 9), 2, 1, "reflect"),
     ),
+    "rows out of a picture with a margin": (
+        aten.slice.Tensor,
+        (Placed(torch.randn(1, 2, 12, 3), Padded(tokens(2, 9), 1, 2)), 2, 2, 11),
+        tokens(2, 9),
+    ),
     "rows doubled": (
         aten.upsample_nearest2d.default,
         (split(2, 1, 2, 9, 6), [18, 12]),

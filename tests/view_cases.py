@@ -10,7 +10,7 @@ import torch
 from ascend_sp.graph.layout import REPLICATE, Sequence, Shard
 from ascend_sp.graph.sizes import product
 from brute_force import Placed
-from rule_cases import CASES, TO_THE_END, Draw, case
+from rule_cases import CASES, TO_THE_END, Draw, case, margined
 
 aten = torch.ops.aten
 __all__ = ["CASES"]
@@ -141,9 +141,12 @@ def edges(x: Placed) -> list[int]:
 @case(aten.slice.Tensor)
 def _(g: Draw, op: Any) -> Any:
     x = g.some()
+    if g.pick(False, False, False, True):
+        x = margined(g, x, 0)
     dim = g.pick(x.placement.dim, x.placement.dim, g.dim_of(x))
     size = x.tensor.shape[dim]
-    ends = [*edges(x), *(e - size for e in edges(x)), g.integer(-size - 2, size + 2)]
+    inside = edges(x) if isinstance(x.placement, Shard) else []
+    ends = [*inside, *(e - size for e in inside), g.integer(-size - 2, size + 2)]
     start, end = g.pick(None, TO_THE_END, *ends), g.pick(None, TO_THE_END, *ends)
     full = (x, dim, start, end, g.pick(1, 1, 1, 2))
     return full[: g.pick(5, 5, 5, 4, 3, 2, 1)]

@@ -17,7 +17,7 @@ from torch._dynamo.utils import (
     get_hook_for_recompile_user_context,
     register_hook_for_recompile_user_context,
 )
-from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from ascend_sp.compiler._pytorch import recompilation
 
@@ -100,12 +100,20 @@ def _at_hand() -> Frame | None:
 def _sizes(arguments: Mapping[str, Any]) -> dict[str, str]:
     out = {}
     for name, value in arguments.items():
-        for path, leaf in tree_flatten_with_path(value)[0]:
+        for path, leaf in _leaves(value):
             if isinstance(leaf, torch.Tensor):
-                out[name + keystr(path)] = str(list(leaf.shape))
+                out[name + path] = str(list(leaf.shape))
             elif isinstance(leaf, int) and not isinstance(leaf, bool):
-                out[name + keystr(path)] = str(leaf)
+                out[name + path] = str(leaf)
     return out
+
+
+def _leaves(value: Any) -> list[tuple[str, Any]]:
+    """What `value` holds, and where in it."""
+    try:
+        return [(keystr(path), leaf) for path, leaf in tree_flatten_with_path(value)[0]]
+    except ValueError:  # a class that names none of its parts, as the outputs of diffusers do
+        return [(f"[{i}]", leaf) for i, leaf in enumerate(tree_leaves(value))]
 
 
 def errors_are_suppressed() -> bool:

@@ -60,6 +60,7 @@ __all__ = [
     "has_kernel",
     "is_pointwise",
     "py_sym_types",
+    "python_kernel",
     "statically_known_true",
     "sympy_interp",
     "trace",
@@ -93,21 +94,34 @@ def has_kernel(op: Any, key: str) -> bool:
     )
 
 
+def python_kernel(op: Any, key: str, kernel: Callable[..., Any]) -> None:
+    """Have `kernel` run for `op` in the place of that at `key`, while Dynamo or AOTAutograd traces.
+
+    They switch on the Python dispatcher, without which it is never asked. Where it returns
+    NOT_KNOWN, the op's own kernel runs.
+    """
+    dispatch_key = getattr(torch._C.DispatchKey, key)
+    if dispatch_key in op.py_kernels:
+        return
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        found = kernel(*args, **kwargs)
+        return op._op_dk(dispatch_key, *args, **kwargs) if found is NOT_KNOWN else found
+
+    op.py_impl(dispatch_key)(asked)
+
+
 def fake_for_dynamo(op: Any, key: str, fake: Callable[..., Any]) -> None:
     """Have `fake` say what `op` yields, where Dynamo asks, instead of the kernel at `key`.
 
     Only calls under the Python dispatcher come here, which Dynamo and AOTAutograd switch on while
     they trace; AOTAutograd, which records, gets the op's own kernel.
     """
-    dispatch_key = getattr(torch._C.DispatchKey, key)
-    if dispatch_key in op.py_kernels:
-        return
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        found = NOT_KNOWN if get_proxy_mode() is not None else fake(*args, **kwargs)
-        return op._op_dk(dispatch_key, *args, **kwargs) if found is NOT_KNOWN else found
+        return NOT_KNOWN if get_proxy_mode() is not None else fake(*args, **kwargs)
 
-    op.py_impl(dispatch_key)(kernel)
+    python_kernel(op, key, kernel)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

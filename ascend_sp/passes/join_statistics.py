@@ -45,7 +45,10 @@ def _expand(gm: fx.GraphModule, ctx: PassContext, node: fx.Node) -> None:
         grouped = _as_groups(emit, x, n, c, groups)  # type: ignore[arg-type]
         mean, var = _joined(gm, ctx, node, grouped, split)
         rstd = emit.call(aten.rsqrt.default, emit.call(aten.add.Tensor, var, eps))
-        out = _normalised(emit, x, mean, rstd, weight, bias)  # type: ignore[arg-type]
+        if _is_half(x) and _op_by_op(ctx):  # type: ignore[arg-type]
+            out = _in_one_op(emit, x, mean, var, eps, weight, bias)  # type: ignore[arg-type]
+        else:
+            out = _normalised(emit, x, mean, rstd, weight, bias)  # type: ignore[arg-type]
     results = (out, mean, rstd)
     ctx.note(NoteKind.ALL_REDUCE, node, f"statistics of {split} are joined over the ranks")
     for user in list(node.users):
@@ -65,9 +68,20 @@ def _expand(gm: fx.GraphModule, ctx: PassContext, node: fx.Node) -> None:
 def _as_groups(e: Emitter, x: fx.Node, n: int, c: int, groups: int) -> fx.Node:
     """``[n, c, ...] -> [n, groups, c / groups, ...]`` in float32."""
     new = e.view(x, (n, groups, c // groups, *as_shape_of(x)[2:]))
-    if new.meta["val"].dtype in (torch.float16, torch.bfloat16):
-        return e.call(aten._to_copy.default, new, dtype=torch.float32)
-    return new
+    return _wide(e, new) if _is_half(new) else new
+
+
+def _is_half(x: fx.Node) -> bool:
+    return x.meta["val"].dtype in (torch.float16, torch.bfloat16)
+
+
+def _wide(e: Emitter, x: fx.Node) -> fx.Node:
+    return e.call(aten._to_copy.default, x, dtype=torch.float32)
+
+
+def _op_by_op(ctx: PassContext) -> bool:
+    """Whether every op's result is held. GE, which has no batch norm of bfloat16, plans its own."""
+    return not ctx.fuses and ctx.target != "torchair"
 
 
 def _joined(
@@ -113,9 +127,21 @@ def _own(gm: fx.GraphModule, node: fx.Node, x: fx.Node, split: Shard, ctx: PassC
             return e.call(aten.zeros_like.default, e.call(aten.stack.default, [like, like]))
         dim = split.dim + 1
         real = e.cat([e.narrow(x, dim, start, start + n) for start, n in rows], dim)
-        found = e.call(aten.var_mean.correction, real, list(range(2, len(shape))), correction=0)
-        var, mean = (e.call(operator.getitem, found, i) for i in (0, 1))
+        mean, var = _mean_and_variance(e, real, list(range(2, len(shape))), ctx)
         return e.call(aten.stack.default, [mean, var])
+
+
+def _mean_and_variance(
+    e: Emitter, x: fx.Node, dims: list[int], ctx: PassContext
+) -> tuple[fx.Node, fx.Node]:
+    """Over `dims`; written out where the target cannot take the one op for it."""
+    if ctx.converts is None or ctx.converts(aten.var_mean.correction):
+        found = e.call(aten.var_mean.correction, x, dims, correction=0)
+        return e.call(operator.getitem, found, 1), e.call(operator.getitem, found, 0)
+    mean = e.call(aten.mean.dim, x, dims, True)
+    off = e.call(aten.sub.Tensor, x, mean)
+    var = e.call(aten.mean.dim, e.call(aten.mul.Tensor, off, off), dims)
+    return e.view(mean, as_shape_of(var)), var
 
 
 def _weights(e: Emitter, rows: list[int], like: fx.Node, ndim: int) -> fx.Node:
@@ -159,3 +185,40 @@ def _normalised(
         return e.view(v, (n, shape[1], *ones))
 
     return e.call(aten.addcmul.default, spread(shift), x, spread(scale))
+
+
+def _in_one_op(
+    e: Emitter,
+    x: fx.Node,
+    mean: fx.Node,
+    var: fx.Node,
+    eps: float,
+    weight: fx.Node | None,
+    bias: fx.Node | None,
+) -> fx.Node:
+    """The same as a batch norm of inference: wide inside, so that no wide copy of x is held."""
+    shape = as_shape_of(x)
+    n, groups = as_shape_of(mean)[:2]
+    each = shape[1] // groups
+    channels = (n * shape[1],)
+
+    def of_groups(v: fx.Node) -> fx.Node:
+        spread = e.call(aten.expand.default, e.view(v, (n, groups, 1)), [n, groups, each])
+        return e.view(e.contiguous(spread, force=True), channels)
+
+    def of_channels(p: fx.Node | None) -> fx.Node | None:
+        if p is None:
+            return None
+        return e.call(aten.repeat.default, _wide(e, p) if _is_half(p) else p, [n])
+
+    found = e.call(
+        aten._native_batch_norm_legit_no_training.default,
+        e.view(x, (1, *channels, *shape[2:])),
+        of_channels(weight),
+        of_channels(bias),
+        of_groups(mean),
+        of_groups(var),
+        0.0,
+        eps,
+    )
+    return e.view(e.call(operator.getitem, found, 0), shape)

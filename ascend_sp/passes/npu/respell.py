@@ -9,6 +9,7 @@ torchair converts all of these without a word (the converters in
 * ``baddbmm`` and ``addmm`` with ``beta=0`` multiply the addend by 0, where PyTorch ignores it: it
   may be uninitialised memory.
 * ``sub`` casts `alpha` to the dtype of what is subtracted: 0.5 becomes 0 next to integers.
+* ``upsample_nearest2d`` becomes ResizeNearestNeighborV2 for every dtype; GE lists no bfloat16.
 """
 
 from __future__ import annotations
@@ -80,11 +81,16 @@ def _sub(e: Emitter, node: fx.Node, ctx: PassContext) -> fx.Node | None:
     return e.call(aten.sub.Tensor, node.args[0], other, alpha=alpha)
 
 
+def _upsample(e: Emitter, node: fx.Node, ctx: PassContext) -> fx.Node | None:
+    return decomposed(e, node, ctx) if node.meta["val"].dtype == torch.bfloat16 else None
+
+
 WORDS: dict[Any, Callable[[Emitter, fx.Node, PassContext], fx.Node | None]] = {
     aten.gelu.default: _gelu,
     aten._safe_softmax.default: _safe_softmax,
     aten.baddbmm.default: _without_addend,
     aten.addmm.default: _without_addend,
     aten.sub.Tensor: _sub,
+    aten.upsample_nearest2d.default: _upsample,
 }
 """By op: the node to put in the place of a call, or None if the converter does it justice."""

@@ -49,9 +49,9 @@ def attention(call: Call) -> Answer:
 
 
 def _rows_of_a_picture(call: Call, q: Operand, mask: Operand | None, causal: bool) -> Answer:
-    """Tokens that are whole rows of a picture: each rank's own attend to the keys of all."""
+    """Tokens that are rows or columns of a picture: each rank's own attend to the keys of all."""
     split = q.shard
-    if split.dim != SEQ or not equal(split.outer, 1) or causal:
+    if split.dim != SEQ or causal:
         return Unsupported(f"queries are split as {q.placement}, not along their sequence dim")
     inputs: list[Placement] = [split, REPLICATE, REPLICATE]
     if isinstance(mask, Operand):

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from ascend_sp.graph import windows
 from ascend_sp.graph.arguments import position_of
-from ascend_sp.graph.layout import REPLICATE, Padded, Placement, Sequence, Shard, Window
+from ascend_sp.graph.layout import REPLICATE, Padded, Placement, Shard, Window
 from ascend_sp.graph.sizes import as_int
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
@@ -27,6 +26,7 @@ from ascend_sp.passes.sharding.rules.base import (
     rule,
     takes_windows,
 )
+from ascend_sp.passes.sharding.rules.pictures import picture
 
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ def convolution(call: Call) -> Answer:
         return Local(inputs_of(call, {x.index: x.placement}), (x.placement,))
     if dim == 0:
         return Reshard("a convolution of a padded batch")
-    split = _picture(call, x)
+    split = picture(call, x)
     if isinstance(split, Reshard):
         return split
     taps = _at(call.argument("dilation"), dim - 2) * (as_int(others[0].shape[dim]) - 1) + 1
@@ -112,31 +112,13 @@ def average_pool(call: Call) -> Answer:
     padding = _at(call.argument("padding"), dim - first)
     if call.argument("ceil_mode") or (padding and not call.argument("count_include_pad")):
         return Reshard("a pooling does not count the rows around the picture")
-    split = _picture(call, x)
+    split = picture(call, x)
     if isinstance(split, Reshard):
         return split
     stride = _at(call.argument("stride") or sizes, dim - first)
     rows = as_int(split.local_size(call.world))
     want = Window(dim, rows * stride, -padding, (rows - 1) * stride + _at(sizes, dim - first))
     return _windowed(call, x, want, split, {"padding": 0}, first)
-
-
-def _picture(call: Call, x: Operand) -> Shard | Reshard:
-    """How the rows of the result lie, so that a rank's begin a whole number of rows further."""
-    home = x.placement
-    held = home.split if isinstance(home, Padded) else home
-    assert isinstance(held, Shard)
-    sizes = [*x.shape, *call.outputs[0], held.inner, held.outer, *held.seq.lengths]
-    if not all(isinstance(n, int) for n in sizes):
-        return Reshard("rows of neighbours of a picture whose size is a symbol")
-    if not windows.known(held):
-        return Reshard("a dim that merges the sequence with another axis is convolved")
-    size = as_int(call.outputs[0][held.dim])
-    if size == 0:
-        return Reshard("nothing comes out")
-    if len(held.seq.lengths) == 1 and size % as_int(held.seq.total) == 0:
-        return Shard(held.dim, held.seq, 1, size // as_int(held.seq.total))
-    return Shard(held.dim, Sequence((size,)))
 
 
 def _windowed(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ascend_sp.graph import windows
-from ascend_sp.graph.layout import Padded
-from ascend_sp.graph.sizes import Size, divide
-from ascend_sp.passes.sharding.rules.base import Answer, Call, Reshard, rule, unary
+from ascend_sp.graph.layout import Padded, Sequence, Shard
+from ascend_sp.graph.sizes import Size, as_int, divide
+from ascend_sp.passes.sharding.rules.base import Answer, Call, Operand, Reshard, rule, unary
 
 aten = torch.ops.aten
 NEAREST: dict[Any, tuple[str, ...]] = {
@@ -27,6 +27,24 @@ MARGINS: dict[Any, str] = {
     aten.replication_pad2d.default: "replicate",
     aten.replication_pad3d.default: "replicate",
 }
+
+
+def picture(call: Call, x: Operand) -> Shard | Reshard:
+    """How the rows of the result lie, so that a rank's begin a whole number of rows further."""
+    home = x.placement
+    held = home.split if isinstance(home, Padded) else home
+    assert isinstance(held, Shard)
+    sizes = [*x.shape, *call.outputs[0], held.inner, held.outer, *held.seq.lengths]
+    if not all(isinstance(n, int) for n in sizes):
+        return Reshard("rows of neighbours of a picture whose size is a symbol")
+    if not windows.known(held):
+        return Reshard("a dim that merges the sequence with another axis is convolved")
+    size = as_int(call.outputs[0][held.dim])
+    if size == 0:
+        return Reshard("nothing comes out")
+    if len(held.seq.lengths) == 1 and size % as_int(held.seq.total) == 0:
+        return Shard(held.dim, held.seq, 1, size // as_int(held.seq.total))
+    return Shard(held.dim, Sequence((size,)))
 
 
 @rule(*NEAREST)

@@ -12,11 +12,12 @@ from ascend_sp.graph.layout import (
     Placement,
     Sequence,
     Shard,
+    Window,
     at_dim,
     local_shape,
     reshaped,
 )
-from ascend_sp.graph.sizes import Size, as_size, equal, total
+from ascend_sp.graph.sizes import Size, as_int, as_size, equal, total
 from ascend_sp.passes.sharding.rules.base import (
     Answer,
     Call,
@@ -25,8 +26,10 @@ from ascend_sp.passes.sharding.rules.base import (
     Reshard,
     normal_dim,
     rule,
+    takes_windows,
     unary,
 )
+from ascend_sp.passes.sharding.rules.pictures import picture
 
 aten = torch.ops.aten
 
@@ -141,11 +144,17 @@ def bounds(start: Any, stop: Any, size: Size) -> tuple[Size, Size] | None:
     return None if lo is None or hi is None else (lo, hi)
 
 
+@takes_windows
 @rule(aten.slice.Tensor)
 def slice_(call: Call) -> Answer:
-    """``[b, s, c] -> [b, s', c]`` between segments, or any slice of another dim."""
+    """``[b, s, c] -> [b, s', c]`` between segments, or any slice of another dim.
+
+    Rows of a picture with a margin are cut out with rows of neighbours.
+    """
     x = call.operands[0]
     dim = normal_dim(call.argument("dim"), x.ndim)
+    if isinstance(x.placement, Padded):
+        return _cut_out(call, x, dim)
     split = x.shard
     if dim != split.dim:
         return unary(call, split)
@@ -162,6 +171,20 @@ def slice_(call: Call) -> Answer:
     begin, end = _local_range(split.seq, cut, call.world)
     kept = Shard(dim, split.seq.part(*cut))
     return unary(call, kept, args={1: dim, 2: begin, 3: end})
+
+
+def _cut_out(call: Call, x: Operand, dim: int) -> Answer:
+    """Rows of a picture that has some around it."""
+    assert isinstance(x.placement, Padded)
+    where = bounds(call.argument("start"), call.argument("end"), x.shape[dim])
+    if dim != x.placement.dim or where is None or not equal(as_size(call.argument("step")), 1):
+        return Reshard("another dim than that of a margin is sliced, or with a step")
+    split = picture(call, x)
+    if isinstance(split, Reshard):
+        return split
+    rows = as_int(split.local_size(call.world))
+    want = Window(dim, rows, as_int(where[0]), rows)
+    return Local((want,), (split,), args={1: dim, 2: 0, 3: rows})
 
 
 def _segments(seq: Sequence, start: Size, stop: Size, what: str) -> tuple[int, int] | Reshard:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cannsim.ge.registry import Call, ints, kernel
+from cannsim.ge.registry import Call, GeError, ints, kernel
 
 
 @kernel("Reshape")
@@ -195,3 +195,15 @@ def as_strided(call: Call, x: Tensor, size: Tensor, stride: Tensor, offset: Tens
 def repeat_interleave(call: Call, x: Tensor, repeats: Tensor) -> Tensor:
     axis = call.attr("axis", 1000)
     return x.repeat_interleave(repeats.reshape(-1), None if axis == 1000 else axis)
+
+
+@kernel("ResizeNearestNeighborV2")
+def resize_nearest_neighbor(call: Call, x: Tensor, size: Tensor) -> Tensor:
+    """Of a picture. REG_OP lists no bfloat16."""
+    if x.dtype == torch.bfloat16:
+        raise GeError("ResizeNearestNeighborV2: x is bfloat16")
+    layout = call.op.layout(0)
+    if layout != "NCHW" or call.attr("align_corners", False):
+        raise NotImplementedError(f"format {layout!r} or align_corners is not simulated")
+    mode = "nearest-exact" if call.attr("half_pixel_centers", False) else "nearest"
+    return F.interpolate(x, size=ints(size), mode=mode)
