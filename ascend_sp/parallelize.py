@@ -157,7 +157,10 @@ def _part(
         for method in CODES:
             setattr(module, method, torch.compile(getattr(module, method), **how))
         return part("compiled", "pictures are split in its first call, if that pays by estimate")
-    local = size if budget is None else shard_weights(module, budget=budget).local_bytes
+    local = size
+    if budget is not None:
+        found = shard_weights(module, budget=budget)
+        local = found.local_bytes + found.room
     setattr(pipe, name, torch.compile(module, **how))
     return part("compiled", "its sequence is split in its first call, which compiles", local)
 

@@ -10,7 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
+    ZImageTransformer2DModel,
+)
 
 DTYPE = torch.bfloat16
 TOKEN = 16
@@ -48,6 +53,25 @@ def qwen_image_edit(
         "encoder_hidden_states_mask": torch.ones(1, text, dtype=torch.bool),
         "timestep": torch.ones(1, dtype=DTYPE),
         "img_shapes": [[grid] * (1 + images)],
+        "return_dict": False,
+    }
+
+
+def flux2(
+    height: int = 1024, width: int = 1024, text: int = 512, **sizes: int
+) -> tuple[Any, dict[str, Any]]:
+    """FLUX.2-dev."""
+    model = Flux2Transformer2DModel(**sizes)
+    image = (height // TOKEN) * (width // TOKEN)
+    return model.to(DTYPE), {
+        "hidden_states": torch.randn(1, image, model.config.in_channels, dtype=DTYPE),
+        "encoder_hidden_states": torch.randn(
+            1, text, model.config.joint_attention_dim, dtype=DTYPE
+        ),
+        "timestep": torch.ones(1, dtype=DTYPE),
+        "guidance": torch.ones(1, dtype=DTYPE),
+        "img_ids": torch.zeros(1, image, 4, dtype=DTYPE),
+        "txt_ids": torch.zeros(1, text, 4, dtype=DTYPE),
         "return_dict": False,
     }
 

@@ -19,11 +19,14 @@ from ascend_sp.compiler import _pytorch
 from ascend_sp.compiler.backend import context
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.pipeline import PASSES, Pass, capture_attention, compile_aten
+from ascend_sp.compiler.sharded import shard_parameters
 from ascend_sp.compiler.strides import keep_strides
 from ascend_sp.graph.border import border
 from ascend_sp.graph.context import PassContext
+from ascend_sp.passes.keep_weights import KeptWeights
 from ascend_sp.runtime.ops import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, WAIT
 from ascend_sp.runtime.topology import Topology
+from ascend_sp.weights.shard import split_dim
 
 SEPARATE = Config(strategy="separate")
 Break = Callable[[int, Sequence[Tensor]], Tensor]
@@ -238,3 +241,47 @@ def simulate(
     outputs, network = run_ranks(programs, border(ctx).real_inputs(captured.inputs), broken)
     outputs = [border(ctx).wrap(lambda _, out=out: out)(list(captured.inputs)) for out in outputs]
     return outputs, programs, ctx, network
+
+
+def simulate_sharded(
+    captured: Captured, size: int, config: Config | None = None, room: int = 0
+) -> tuple[list[Any], list[fx.GraphModule], list[PassContext], Network]:
+    """`simulate` with parts of all parameters, as `shard_weights` makes them.
+
+    Args:
+        captured: of whole weights.
+        size: ranks.
+        config: options.
+        room: bytes of weights that programs may keep whole.
+    """
+    config = config or SEPARATE
+    programs, contexts, given = [], [], []
+    for rank in range(size):
+        gm = captured.copy()
+        own = config if rank in (0, size - 1) else replace(config, verify=False)
+        ctx = context(gm, captured.inputs, own, _topology(rank, size), ())
+        placeholders = gm.graph.find_nodes(op="placeholder")
+        ctx.static_inputs = frozenset(placeholders[i].name for i in captured.static)
+        weights = dict(zip(placeholders, captured.inputs, strict=True))
+        names = [n.name for n in placeholders if isinstance(weights[n], torch.nn.Parameter)]
+        shard_parameters(gm, ctx, names)
+        ctx.room = room
+        values = [
+            _part(x, rank, size) if n.name in ctx.own_inputs else x for n, x in weights.items()
+        ]
+        whole = {n.name: x for n, x in weights.items()}
+        programs.append(compile_aten(gm, ctx, own))
+        kept = ctx.results.get(KeptWeights) or KeptWeights({}, ())
+        given.append([*border(ctx).real_inputs(values), *(whole[n] for n in kept.parameters)])
+        contexts.append(ctx)
+    outputs, network = run_ranks(programs, lambda rank: given[rank])
+    outputs = [
+        border(contexts[0]).wrap(lambda _, out=out: out)(list(captured.inputs)) for out in outputs
+    ]
+    return outputs, programs, contexts, network
+
+
+def _part(x: Tensor, rank: int, size: int) -> Tensor:
+    dim = split_dim(x.shape, size)
+    each = x.shape[dim] // size
+    return x.detach()[(slice(None),) * dim + (slice(rank * each, (rank + 1) * each),)].clone()

@@ -236,6 +236,29 @@ def test_errors_of_a_compile_are_raised() -> None:
 SMALL = ["--num_layers", "1", "--num_single_layers", "1", "--height", "256", "--width=256"]
 
 
+def test_a_budget_of_weights() -> None:
+    model, x = SelfAttention(12, 3), torch.randn(1, 6, 12)
+    found = {}
+    for budget in ("least", 1.0):
+        options = {"ranks": 2, "device": "910B4", "budget": budget}
+        (report,) = ascend_sp.explain(model, x, explain_options=options).reports
+        found[budget] = report.weights
+    least, whole = found["least"], found[1.0]
+    assert least.whole == sum(p.nbytes for p in model.parameters())
+    assert least.gathers > 0 == least.kept and least.resident == least.least == least.whole / 2
+    assert whole.gathers == 0 and whole.kept == whole.parts and whole.resident == whole.whole
+    with pytest.raises(ascend_sp.ConfigError, match="the least that 2 rank"):
+        ascend_sp.explain(model, x, explain_options={"budget": 10})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("24GB", 24 * 10**9), ("20GiB", 20 << 30), ("0.5", 0.5), ("123", 123), ("least", "least")],
+)
+def test_sizes_of_a_budget(text: str, value: Any) -> None:
+    assert command._budget(text) == value
+
+
 def test_command_with_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, dump = tmp_path / "out.json", tmp_path / "dump"
     line = [f"{RECIPES}:flux", *SMALL, "--ranks", "8", "--json", str(out), "--dump", str(dump)]

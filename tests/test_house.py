@@ -16,7 +16,7 @@ FLOORS = {
     "weights": ("runtime",),
     "graph": ("runtime",),
     "passes": ("graph", "runtime"),
-    "compiler": ("passes", "graph", "runtime", "text_encoder"),
+    "compiler": ("passes", "graph", "runtime", "text_encoder", "weights"),
 }
 """Which folders the modules of each may import from, besides their own."""
 

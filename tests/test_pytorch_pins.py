@@ -286,6 +286,26 @@ def test_a_fake_for_dynamo_is_asked_by_dynamo_only() -> None:
         op._dispatch_cache.clear()
 
 
+def test_what_a_rank_holds_of_a_dtensor_is_the_tensor_itself() -> None:
+    """Not a view of it: what is kept of a weight is found again by this tensor."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from ascend_sp.runtime._pytorch import local_of
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        part = torch.ones(3, 2)
+        mesh = init_device_mesh("cpu", (2,))
+        whole = DTensor.from_local(part, mesh, [Shard(0)], run_check=False)
+        assert whole.shape == (6, 2)
+        assert local_of(whole) is whole._local_tensor
+        assert local_of(whole).data_ptr() == part.data_ptr()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_fresh_sizes_are_no_constants_and_know_what_was_assumed_of_them() -> None:
     from ascend_sp.compiler._pytorch import FreshSizes
     from ascend_sp.graph.sizes import as_size

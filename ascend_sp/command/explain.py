@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ascend_sp.compiler.explain import explain
+from ascend_sp.compiler.explain import LEAST, explain
 from ascend_sp.runtime.errors import AscendSPError
 
 SHORT = {
@@ -36,6 +36,7 @@ SHORT = {
     "i64": torch.int64,
     "i32": torch.int32,
 }
+SIZE = re.compile(r"(?P<number>[\d.]+)\s*(?P<unit>[kMGT])(?P<binary>i?)B")
 TENSOR = re.compile(r"(?P<dtype>\w+)\[(?P<shape>[\d,\s]*)\]")
 
 
@@ -57,6 +58,8 @@ def _run(argv: Sequence[str] | None) -> int:
     args, others = parser.parse_known_args(argv)
     options = dict(_pair(text, "--option") for text in args.option)
     options |= {"ranks": args.ranks, "rank": args.rank}
+    if args.budget:
+        options["budget"] = _budget(args.budget)
     if args.device:
         options["device"] = args.device
     if args.dump:
@@ -87,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ranks", type=int, default=2, help="devices that share the sequence (default: 2)")
     add("--rank", type=int, default=0, help="the one to look at (default: 0)")
     add("--device", help="npu, cpu, cuda, a card (910B3, 910B4), or a file of calibrate")
+    add("--budget", help="weights a rank may hold: 24GB, 20GiB, a share (0.5), or least")
     add("--dtype", help="of the weights of a class, e.g. bf16")
     add("--config", action="append", default=[], metavar="FILE|NAME=VALUE", help="of a class")
     add("--input", action="append", default=[], metavar="NAME=DTYPE[SHAPE]|NAME=VALUE")
@@ -179,6 +183,18 @@ def _input(text: str) -> tuple[str, Any]:
         return name, value
     shape = [int(n) for n in tensor["shape"].split(",") if n.strip()]
     return name, torch.empty(shape, dtype=_dtype(tensor["dtype"]))
+
+
+def _budget(text: str) -> int | float | str:
+    """Bytes, a share, or ``least``."""
+    found = SIZE.fullmatch(text)
+    if found is not None:
+        power = "kMGT".index(found["unit"]) + 1
+        return int(float(found["number"]) * (1024 if found["binary"] else 1000) ** power)
+    value = LEAST if text == LEAST else _literal(text)
+    if value == LEAST or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise UsageError(f"--budget {text}: write 24GB, 20GiB, bytes, a share such as 0.5, or least.")
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -296,13 +296,15 @@ def _place(node: fx.Node) -> int | None:
     return place if isinstance(place, int) else None
 
 
-def parts_of(aten: fx.GraphModule, inputs: Collection[int]) -> list[str]:
+def parts_of(aten: fx.GraphModule, inputs: Collection[int]) -> dict[str, int]:
     """The placeholders that are tensors in which the traced function's `inputs` are held."""
-    return [
-        node.name
+    return {
+        node.name: place
         for node in aten.graph.find_nodes(op="placeholder")
-        if _place(node) in inputs and isinstance(node.meta.get("val"), torch.Tensor)
-    ]
+        if (place := _place(node)) is not None
+        and place in inputs
+        and isinstance(node.meta.get("val"), torch.Tensor)
+    }
 
 
 def to_be_saved() -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ascend_sp.compiler import _pytorch, ladder, uncompiled
 from ascend_sp.compiler.buckets.serve import serve
+from ascend_sp.compiler.capacities import OFF, Buckets
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.gathered import first_collective, parts_gathered
 from ascend_sp.compiler.numerics.check import NumericCheck
@@ -26,8 +27,11 @@ from ascend_sp.compiler.progress import Progress
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.ranges import ranged
 from ascend_sp.graph.context import Note, NoteKind, PassContext, source_line
+from ascend_sp.passes.keep_weights import KeptWeights
 from ascend_sp.runtime import guards, peers, replicas, stalls
+from ascend_sp.runtime._pytorch import local_of
 from ascend_sp.runtime.errors import AscendSPError, ConfigError, RankMismatchError
+from ascend_sp.runtime.kept import room_in
 from ascend_sp.runtime.npu import DEVICE, Ascend, ascend
 from ascend_sp.runtime.topology import SINGLE, Topology, resolve
 from ascend_sp.runtime.versions import software
@@ -85,6 +89,7 @@ def ascend_sp(
     parallel = encoder_is_running()
     sharded = [i for i, x in enumerate(example_inputs) if _is_sharded(x)]
     pieces = pieces_of_running(gm)
+    room = room_in(_pytorch.running_module())
     start = time.perf_counter()
     captured = PassContext(topology)
     gm = capture_attention(gm, captured)
@@ -95,6 +100,7 @@ def ascend_sp(
         own = context(aten, inputs, config, topology, captured.notes)
         parts = _pytorch.parts_of(aten, sharded)
         _leave_parallel_graph(aten, own, parallel or len(parts) < len(sharded), parts)
+        held = {n: local_of(example_inputs[i]) for n, i in parts.items() if n in own.own_inputs}
         names = _pytorch.named_inputs(aten, sources)
         times = {"AOTAutograd": time.perf_counter() - start}
 
@@ -102,13 +108,27 @@ def ascend_sp(
             gm: fx.GraphModule, inputs: Sequence[Any], names: Sequence[str], notes: Sequence[Note]
         ) -> Callable[..., Any]:
             each = replace(own, notes=[*own.notes, *notes], results=own.results.copy())
+            if not config.check_numerics:  # which runs the graph between passes on what it is given
+                each.room = room.left
+                each.kept_inputs = frozenset(n for n, part in held.items() if room.has(part))
             # Of other capacities it is one more compile, while a call waits.
             late = Progress(topology.ranks[topology.rank]) if progress.over() else None
             with late or nullcontext(progress) as shown:
-                return _compile(gm, inputs, names, each, config, times, pieces, shown)
+                run, kept = _compile(gm, inputs, names, each, config, times, pieces, shown)
+            for name, more in kept.parameters.items():
+                room.take(held[name], more)
+            return run
 
         replayed = own.device == DEVICE and config.target != "eager"
-        return serve(aten, inputs, names, config.buckets, replayed, program)
+        buckets = config.buckets
+        if own.own_inputs and not buckets.off():
+            buckets = Buckets(OFF)  # until both together are tested
+            own.note(
+                NoteKind.CAPACITY,
+                next(iter(aten.graph.nodes)),
+                "lengths have no capacities: weights are sharded",
+            )
+        return serve(aten, inputs, names, buckets, replayed, program)
 
     with Progress(topology.ranks[topology.rank]) as progress:
         return _pytorch.to_aten(gm, example_inputs, compile_graph)
@@ -148,7 +168,7 @@ def _compile(
     times: dict[str, float],
     pieces: Pieces,
     progress: Progress,
-) -> Callable[[list[Any]], Sequence[Any]]:
+) -> tuple[Callable[[list[Any]], Sequence[Any]], KeptWeights]:
     dump = Dump.create(config.dump_dir, ctx.topology.ranks[ctx.topology.rank])
     dump.begins = progress.phase
     dump.times |= times
@@ -178,11 +198,12 @@ def _compile(
     run = ranged(run, f"ascend_sp: {name}, rank {ctx.topology.rank} of {ctx.topology.size}")
     run = stalls.guarded(run, ctx.topology, name, lowered.program)
     if not lowered.program.calls:
-        return run  # its ranks have nothing to do with each other, so their inputs may differ
+        # Its ranks have nothing to do with each other, so their inputs may differ.
+        return run, lowered.kept
     mine = {i for i, n in enumerate(placeholders) if n in ctx.own_inputs}
     which = [replicas.Input(n, i in set(static), i in mine) for i, n in enumerate(names)]
     mode, timeout = config.check_inputs, config.check_timeout
-    return replicas.checked(run, ctx.topology, name, which, mode, timeout)
+    return replicas.checked(run, ctx.topology, name, which, mode, timeout), lowered.kept
 
 
 def _numeric_check(
@@ -205,7 +226,7 @@ def _is_sharded(x: Any) -> bool:
 
 
 def _leave_parallel_graph(
-    gm: fx.GraphModule, ctx: PassContext, parallel: bool, parts: Sequence[str]
+    gm: fx.GraphModule, ctx: PassContext, parallel: bool, parts: Collection[str]
 ) -> None:
     """Compile for one rank what is one rank's program already: its values differ between ranks.
 
@@ -242,7 +263,9 @@ def _program(
     inputs = []
     for name, node in zip(names, gm.graph.find_nodes(op="placeholder"), strict=True):
         val = node.meta.get("val")
-        if isinstance(val, torch.Tensor):
+        if node.name in ctx.own_inputs:  # ranks may hold different numbers of rows
+            inputs.append(f"{name}: a part, {str(val.dtype)[6:]} {val.device.type}")
+        elif isinstance(val, torch.Tensor):
             sizes = ", ".join(_size(n) for n in val.shape)
             inputs.append(f"{name}: {str(val.dtype)[6:]}[{sizes}] {val.device.type}")
         else:

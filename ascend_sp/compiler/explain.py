@@ -28,14 +28,19 @@ from ascend_sp.compiler.pipeline import capture_attention
 from ascend_sp.compiler.report.diagnostics import Dump, recompiles
 from ascend_sp.compiler.report.explanation import Explanation
 from ascend_sp.compiler.report.facts import Report
+from ascend_sp.compiler.sharded import shard_parameters
 from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.cost.device import find
+from ascend_sp.passes.keep_weights import KeptWeights
 from ascend_sp.runtime._pytorch import not_compiled
 from ascend_sp.runtime.errors import ConfigError
 from ascend_sp.runtime.npu import DEVICE, ascend
 from ascend_sp.runtime.topology import Topology
+from ascend_sp.weights.shard import bytes_held, room_for
 
 KINDS = ("npu", "cpu", "cuda")
+LEAST = "least"
+"""The budget with which no weight stays whole that can be split."""
 
 
 def explain(
@@ -57,8 +62,9 @@ def explain(
         explain_options: ``ranks`` (default 2), the number of ranks; ``rank`` (0), the one to look
             at; ``device``, what they are: ``"npu"``, ``"cpu"``, ``"cuda"``, the name of a card
             (``"910B4"``) or a file that ``python -m ascend_sp calibrate`` wrote, by default what
-            the model is on, an NPU if that is ``meta``; and every option of the backend but
-            ``degree`` and ``mesh``. ``verify`` is off unless asked for, since it takes time.
+            the model is on, an NPU if that is ``meta``; ``budget``, with which `shard_weights`
+            would have sharded the weights, ``"least"`` for none; and every option of the backend
+            but ``degree`` and ``mesh``. ``verify`` is off unless asked for, since it takes time.
         kwargs: what it is called with.
 
     Raises:
@@ -67,7 +73,7 @@ def explain(
     """
     model = not_compiled(model)
     asked = Asked.of(explain_options or {}, _device_of(model, args, kwargs))
-    watcher = _Watcher(asked)
+    watcher = _Watcher(asked, _room(model, asked))
     mode = _pytorch.FakeTensorMode(allow_non_fake_inputs=True)
     start = time.perf_counter()
     torch.compiler.reset()
@@ -97,6 +103,17 @@ def explain(
     )
 
 
+def _room(model: Any, asked: Asked) -> int | None:
+    """Bytes that `shard_weights` would leave the programs; None if weights are not sharded."""
+    if asked.budget is None or asked.ranks == 1:
+        return None
+    if not isinstance(model, nn.Module):
+        raise ConfigError("explain's budget is for a module: pass the model, not a function.")
+    total, least = bytes_held(model, asked.ranks)
+    budget = None if asked.budget == LEAST else asked.budget
+    return room_for(budget, total, least, asked.ranks)
+
+
 @dataclass(frozen=True)
 class Asked:
     """What somebody wants explained."""
@@ -108,6 +125,8 @@ class Asked:
     card: str
     """Whose rates the estimates are from."""
     config: Config
+    budget: Any = None
+    """Of `shard_weights`; `LEAST` for none, None if weights are not sharded."""
 
     @staticmethod
     def of(given: Mapping[str, Any], there: str) -> Asked:
@@ -126,20 +145,21 @@ class Asked:
         if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < ranks:
             raise ConfigError(f"explain's rank is {rank!r}; it must be 0 to {ranks - 1}.")
         device = options.pop("device", None) or there
+        budget = options.pop("budget", None)
         config = Config.load({"verify": False} | options)
         kind = device if device in KINDS else DEVICE
         if device not in KINDS:
             config = replace(config, cost_model=device)
         card = find(config.cost_model, kind, ascend().soc).name
         targets.ladder(config.target, kind)  # raises if it is not for this kind
-        return Asked(ranks, rank, kind, card, config)
+        return Asked(ranks, rank, kind, card, config, budget)
 
 
 class _Watcher:
     """A backend that looks on: it runs the passes and returns a program that only has shapes."""
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
+    def __init__(self, asked: Asked, room: int | None) -> None:
+        self.asked, self.room = asked, room
         self.label = asked.kind if _is_there(asked.kind) else "cpu"
         """Where the tensors are said to be; an op of a device that is not there has no meaning."""
         self.reports: list[Report] = []
@@ -149,7 +169,7 @@ class _Watcher:
         self.little = ""
         """What is to be said of its pieces."""
 
-    def backend(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def backend(self, gm: fx.GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls with each graph."""
         a = self.asked
         topology = Topology(a.rank, a.ranks, "fake" if a.ranks > 1 else "", tuple(range(a.ranks)))
@@ -163,10 +183,14 @@ class _Watcher:
             ctx = context(aten, inputs, a.config, topology, captured.notes)
             if ctx.cost_model == "auto":
                 ctx.cost_model = a.card
+            if self.room is not None:
+                own = [i for i, x in enumerate(given) if _is_plain_parameter(x)]
+                shard_parameters(aten, ctx, _pytorch.parts_of(aten, own))
+                ctx.room = self.room
             self._passes(aten, ctx, pieces, {"AOTAutograd": time.perf_counter() - start})
             return lambda _: values
 
-        return _pytorch.to_aten(gm, inputs, compile_graph)
+        return _pytorch.to_aten(gm, given, compile_graph)
 
     def _passes(
         self, gm: fx.GraphModule, ctx: PassContext, pieces: Pieces, times: dict[str, float]
@@ -189,6 +213,9 @@ class _Watcher:
                 break
             attempts.refuse(attempt.target, attempt.refused)
         own = attempt.ctx
+        kept = own.results.get(KeptWeights)
+        if self.room is not None and kept is not None:
+            self.room -= sum(kept.parameters.values())
         dump.finish(attempt.program, own, config.described())
         little = pieces.found(dump.number, own)
         if little is not None and own.on_unsharded == "error":
@@ -222,6 +249,10 @@ def _place(e: BaseException) -> str:
     frames = traceback.extract_tb(e.__traceback__)
     own = [f for f in frames if not f.filename.startswith(package)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "a graph break"
+
+
+def _is_plain_parameter(x: Any) -> bool:
+    return isinstance(x, nn.Parameter) and not _pytorch.has_parts(x)
 
 
 def _value(x: Any) -> Any:

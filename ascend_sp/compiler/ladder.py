@@ -21,13 +21,17 @@ from ascend_sp.compiler.pieces import Pieces
 from ascend_sp.compiler.pipeline import compile_aten
 from ascend_sp.compiler.report.diagnostics import Dump
 from ascend_sp.compiler.report.facts import Collective, collectives
+from ascend_sp.compiler.report.weights import weights
 from ascend_sp.compiler.strides import Promised
 from ascend_sp.compiler.targets import Runnable, Target
 from ascend_sp.graph.border import border
 from ascend_sp.graph.context import Note, NoteKind, PassContext, line_of, source_line
 from ascend_sp.graph.origin import made_by
+from ascend_sp.passes.keep_weights import KeptWeights
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import LoweringError
+from ascend_sp.runtime.kept import Weight, with_wholes
+from ascend_sp.runtime.memory import total_memory
 from ascend_sp.runtime.ops import STARTS, WAIT
 from ascend_sp.runtime.stopped import Op, Program
 
@@ -39,6 +43,8 @@ class Lowered:
     run: Runnable
     program: Program
     """What is in it, for its errors."""
+    kept: KeptWeights
+    """Weights that it keeps whole."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,8 @@ def lower(
     for a in attempts:
         pieces.tell(dump.number, a.ctx)
         found = collectives(a.program)
-        rows, program = _rows(found), Program(_calls(a.program, found), _ops(a.program))
+        rows = _rows(found)
+        program = Program(_calls(a.program, found), _ops(a.program), _memory(a))
         run: Runnable | None = None
         why = a.refused
         if not why:
@@ -161,7 +168,7 @@ def lower(
                 facts = {"target": a.target.name, "refused": why, "collectives": rows}
                 guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
         if run is not None:
-            return Lowered(promised.kept_by(run), program)
+            return Lowered(promised.kept_by(run), program, _kept(a.ctx))
         attempts.refuse(a.target, why)
     raise AssertionError("the last target takes every graph")
 
@@ -187,6 +194,12 @@ def _calls(gm: fx.GraphModule, found: list[Collective]) -> list[tuple[str, str]]
             (started,) = node.all_input_nodes
             out.append((WAIT._opname, rows.get(started.name, started.name)))
     return out
+
+
+def _memory(a: Attempt) -> Callable[[], str]:
+    """What to say if the program does not fit."""
+    facts, device = weights(a.program, a.ctx), a.ctx.device
+    return lambda: facts.remedy(total_memory(device)) if facts is not None else ""
 
 
 def _ops(gm: fx.GraphModule) -> Callable[[str], Op | None]:
@@ -215,11 +228,19 @@ def _lower(
     a: Attempt, inputs: Sequence[Any], static_inputs: Sequence[int]
 ) -> tuple[Runnable | None, str]:
     """What runs, or why it could not be lowered."""
-    crossing = border(a.ctx)
+    crossing, kept, topology = border(a.ctx), _kept(a.ctx), a.ctx.topology
+    more = [n.meta["val"] for n in kept.nodes]
+    static = [*static_inputs, *range(len(inputs), len(inputs) + len(more))]
+    places = {n.name: i for i, n in enumerate(a.program.graph.find_nodes(op="placeholder"))}
+    wholes = [Weight(places[name]) for name in kept.parameters]
     try:
-        run = a.target.lower(a.program, crossing.real_inputs(inputs), static_inputs)
+        run = a.target.lower(a.program, [*crossing.real_inputs(inputs), *more], static)
     except LoweringError as e:
         if a.last:
             raise
         return None, e.reason
-    return crossing.wrap(run), ""
+    return with_wholes(crossing.wrap(run), wholes, topology.group_name, topology.size), ""
+
+
+def _kept(ctx: PassContext) -> KeptWeights:
+    return ctx.results.get(KeptWeights) or KeptWeights({}, ())

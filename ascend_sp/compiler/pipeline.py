@@ -23,6 +23,7 @@ from ascend_sp.passes.decompose_unsupported import decompose_unsupported
 from ascend_sp.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from ascend_sp.passes.gather_keys import gather_keys
 from ascend_sp.passes.join_statistics import join_statistics
+from ascend_sp.passes.keep_weights import keep_weights
 from ascend_sp.passes.lower_attention import lower_attention
 from ascend_sp.passes.npu.attention import fuse_attention
 from ascend_sp.passes.npu.norms import fuse_rms_norm
@@ -126,6 +127,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(unfuse_bias, when=_inductor_on_cpu, optional=True, exact=False),
     # Before the order, which is asked what it gains. Fewer features may have another kernel.
     Pass(split_features, (PLACED, EXCHANGED), when=_several_ranks, optional=True, exact=False),
+    # Of what is left to gather; the order is asked what would be waited for.
+    Pass(keep_weights, (PLACED, EXCHANGED), when=_several_ranks, optional=True),
     # Before the order, which is asked what it costs that values wait for each other.
     Pass(pack_gathers, (PLACED, EXCHANGED), when=_several_ranks, optional=True),
     Pass(schedule_collectives, (PLACED, EXCHANGED), when=_several_ranks, optional=True),

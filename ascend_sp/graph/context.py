@@ -196,6 +196,10 @@ class PassContext:
     """Names of the placeholders that are parameters or buffers."""
     own_inputs: frozenset[str] = frozenset()
     """Names of those of which each rank has a part of its own, which the graph gathers."""
+    room: int = 0
+    """Bytes of gathered weights that the program may keep whole, besides the ranks' parts."""
+    kept_inputs: frozenset[str] = frozenset()
+    """Names of those of `own_inputs` whose wholes another program keeps already."""
     notes: list[Note] = field(default_factory=list)
     results: Results = field(default_factory=Results)
 

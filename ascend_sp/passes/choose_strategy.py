@@ -146,6 +146,7 @@ def _step(
         estimator,
         fuses=ctx.fuses,
         tasks=tasks,
+        static_inputs=ctx.static_inputs,
         expand={split_attention: expand},
     )
     order = schedule(tasks) if ctx.overlap else range(len(tasks))

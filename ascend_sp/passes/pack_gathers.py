@@ -9,11 +9,15 @@ that belong together the last n, n/2, n/4... are tried.
 
 Values belong together if one collective is the first that needs any of them, or none does. So none
 of them is needed for another, and nothing is sent later because they travel together.
+
+Weights of which a rank has a part wait for nothing, so the smallest are tried, and no more than
+make one as large as the largest weight: what is gathered at once takes memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -23,6 +27,7 @@ from ascend_sp.graph.cost.estimate import bytes_of, is_free, shape_of
 from ascend_sp.graph.emitter import Emitter, same_strides
 from ascend_sp.graph.families import VIEWS
 from ascend_sp.graph.origin import MATERIALISE, exchange_of, origin_of, set_origin
+from ascend_sp.passes.overlap.memory import made_of_weights
 from ascend_sp.passes.overlap.packing import Packed, Trial
 from ascend_sp.passes.overlap.scheduler import Task
 from ascend_sp.passes.sharding import redistribute
@@ -92,11 +97,10 @@ class _Trial(Trial):
     def best(self, groups: list[list[fx.Node]]) -> tuple[list[list[fx.Node]], str]:
         """Of each group of one kind what to pack, or nothing of any; and how that was decided."""
         n = len(groups[0])
-        sizes = [k for k in _sizes(n) if self._can_pay(groups[0], k)]
+        sizes = [k for k in _sizes(n) if self._can_pay(groups[0], k) and self._fits(groups, k)]
         if not sizes:
             return [], f"none of {n} values travel in one: what is saved is less than its copies"
-        apart, ready = self.apart
-        order = sorted(range(n), key=lambda i: (ready[self.index[groups[0][i]]], i))
+        apart, order = self.apart[0], self._order(groups[0])
         tried: dict[int, tuple[float, list[Packed]]] = {}
         for k in sizes:
             packed = [self._packed([group[i] for i in sorted(order[n - k :])]) for group in groups]
@@ -111,6 +115,25 @@ class _Trial(Trial):
             [[nodes[t] for t in p.members] for p in packed],
             f"{best or 'none'} of {n} values travel in one (estimated step: {', '.join(told)})",
         )
+
+    def _order(self, group: Sequence[fx.Node]) -> list[int]:
+        """The members of `group`, those last that are packed first."""
+        if group[0] in self.weights:
+            return sorted(range(len(group)), key=lambda i: (-bytes_of(_sent(group[i])), i))
+        ready = self.apart[1]
+        return sorted(range(len(group)), key=lambda i: (ready[self.index[group[i]]], i))
+
+    def _fits(self, groups: Sequence[Sequence[fx.Node]], k: int) -> bool:
+        """Whether `k` of each group make no larger weight than there is."""
+        if not any(n in self.weights for group in groups for n in group):
+            return True
+        largest = max(bytes_of(_sent(n)) for n in self.weights if n.target is ALL_GATHER)
+        return all(sum(sorted(bytes_of(_sent(n)) for n in g)[:k]) <= largest for g in groups)
+
+    @cached_property
+    def weights(self) -> set[fx.Node]:
+        """What parameters alone decide."""
+        return made_of_weights(list(self.gm.graph.nodes), self.ctx.static_inputs)
 
     def _can_pay(self, group: Sequence[fx.Node], k: int) -> bool:
         """Whether the copies for `k` of `group` may cost less than what `k` collectives do."""

@@ -14,7 +14,7 @@ from ascend_sp.graph.context import PassContext
 from ascend_sp.graph.cost.estimate import Estimator
 from ascend_sp.passes.overlap.memory import Memory, made_of_weights
 from ascend_sp.passes.overlap.saving import saving
-from ascend_sp.passes.overlap.scheduler import WINDOW, schedule, simulate
+from ascend_sp.passes.overlap.scheduler import WINDOW, in_turn, schedule, simulate
 from ascend_sp.passes.overlap.tasks import (
     alike_on_all_ranks,
     neutral_seconds,
@@ -58,11 +58,11 @@ def _ordered(
     Every rank comes to the same: what it may not share with the others costs neither time nor
     memory here.
     """
-    p = program(given, neutral_seconds(neutral), neutral, ctx.fuses)
+    p = program(given, neutral_seconds(neutral), neutral, ctx.fuses, ctx.static_inputs)
     as_given = simulate(p.tasks, range(len(p.tasks))).makespan
     if not ctx.overlap:
         return given, False, as_given
-    # Weights that are gathered come one stretch between two exchanges ahead, whatever the window.
+    # Of weights that are gathered the scheduler keeps no more than two, whatever the window.
     weights = made_of_weights(given, ctx.static_inputs)
     memory = Memory(given, lambda n: n not in weights and alike_on_all_ranks(n))
     allowed = memory.peak(given) * (1 + ctx.memory_budget)
@@ -76,4 +76,7 @@ def _ordered(
         if memory.peak(nodes) <= allowed:
             return nodes, limited, step
         limited = True
+    if any(t.holds for t in p.tasks):
+        order = in_turn(p.tasks)
+        return nodes_in(order, p), limited, simulate(p.tasks, order).makespan
     return given, limited, as_given

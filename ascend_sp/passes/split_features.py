@@ -8,12 +8,15 @@ Products that become ready together, behind equally many others, share one all-g
 needs another, so all can stand where the first does. The scheduler that will order the program is
 asked what a group gains; every rank then has the same nodes, and only offsets differ: where P does
 not divide N, the last shares begin earlier than at ``r*n``, and what is in two is dropped.
+
+A weight of which a rank holds just those rows, and which nothing else reads, is not gathered then:
+what is gathered is the result, which has few rows. That pays in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +28,9 @@ from ascend_sp.graph.cost.estimate import Estimator, bytes_of, product_flops, sh
 from ascend_sp.graph.emitter import Emitter, as_shape_of
 from ascend_sp.graph.families import is_product
 from ascend_sp.graph.layout import PLACEMENTS, REPLICATE, SHARE
+from ascend_sp.graph.parts import Gather, gather_of
 from ascend_sp.graph.sizes import Size, ceil_div, has_unbacked, product, total
+from ascend_sp.passes.overlap.memory import made_of_weights
 from ascend_sp.passes.overlap.packing import Packed, Trial
 from ascend_sp.passes.overlap.scheduler import Task
 from ascend_sp.runtime.ops import STARTS
@@ -49,11 +54,20 @@ def split_features(gm: fx.GraphModule, ctx: PassContext) -> fx.GraphModule:
     emit = Emitter(gm, "split_features")
     for group, gain in chosen:
         size = sum(bytes_of(p.weight.meta["val"]) for p in group)
+        spared = sum(_spares(p) for p in group)
         text = (
             f"{len(group)} products without tokens are split by output features: of "
-            f"{size / 1e6:.1f} MB of weights each rank reads 1/{ctx.topology.size}{gain}"
+            f"{size / 1e6:.1f} MB of weights each rank reads 1/{ctx.topology.size}"
+            + (f", and {spared} are not gathered" if spared else "")
+            + gain
         )
         ctx.note(NoteKind.FEATURES, _split(emit, group, ctx.topology), text)
+    for p in (p for group, _ in chosen for p in group):
+        if p.turned is not None and not p.turned.users:
+            gm.graph.erase_node(p.turned)
+        for gather in (p.part, p.bias_part):
+            if gather is not None:
+                gather.erase_unused(gm.graph)
     return gm
 
 
@@ -63,10 +77,13 @@ class _Product:
 
     node: fx.Node
     weight: fx.Node
-    """The parameter."""
+    """The parameter, whole."""
     turned: fx.Node | None
     """The node that turns it for the product, if that does not do so itself."""
     bias: fx.Node | None
+    part: Gather | None = None
+    """How the weight is gathered, if a rank holds only its rows of it."""
+    bias_part: Gather | None = None
 
     @property
     def x(self) -> fx.Node:
@@ -88,6 +105,7 @@ class _Product:
 def _groups(graph: fx.Graph, ctx: PassContext) -> list[list[_Product]]:
     """Products that can be split, those together that become ready together."""
     estimator = ctx.estimator(fuses=False)
+    weights = made_of_weights(list(graph.nodes), ctx.static_inputs)
     depth: dict[fx.Node, int] = {}
     random: set[fx.Node] = set()
     groups: dict[object, list[_Product]] = {}
@@ -96,7 +114,7 @@ def _groups(graph: fx.Graph, ctx: PassContext) -> list[list[_Product]]:
         depth[node] = max((depth[x] for x in below), default=0)
         if is_random(node.target) or any(x in random for x in below):
             random.add(node)  # numbers are drawn in the order of the program
-        if is_product(node) or node.target in STARTS:
+        if node not in weights and (is_product(node) or node.target in STARTS):
             found = _splittable(node, ctx, estimator) if node not in random else None
             if found is not None:
                 val = node.meta["val"]
@@ -122,7 +140,10 @@ def _splittable(node: fx.Node, ctx: PassContext, estimator: Estimator) -> _Produ
             found = _Product(node, w, None, rest[0] if rest else None)
         case _:
             return None
-    if found is None or not _is_parameter(found.weight, ctx):
+    if found is None or found.weight.meta["val"].dim() != 2:
+        return None
+    part = gather_of(found.weight, ctx)
+    if part is None and not _is_parameter(found.weight, ctx):
         return None
     weight, bias = found.weight.meta["val"], found.bias
     sizes = (*weight.shape, *(bias.meta["val"].shape if bias is not None else ()))
@@ -138,7 +159,7 @@ def _splittable(node: fx.Node, ctx: PassContext, estimator: Estimator) -> _Produ
     flops = product_flops(node) or 0.0
     d = estimator.device
     few = flops / d.product_rate(weight.dtype) <= bytes_of(weight) / d.memory
-    return found if few else None
+    return replace(found, part=part, bias_part=gather_of(bias, ctx)) if few else None
 
 
 def _of_turned(node: fx.Node, w: Any, bias: Any) -> _Product | None:
@@ -151,13 +172,18 @@ def _of_turned(node: fx.Node, w: Any, bias: Any) -> _Product | None:
     return _Product(node, weight, w, bias) if turned and not same else None
 
 
-def _is_parameter(node: Any, ctx: PassContext) -> bool:
-    return (
-        isinstance(node, fx.Node)
-        and node.op == "placeholder"
-        and node.name in ctx.static_inputs
-        and node.meta["val"].dim() == 2
-    )
+def _is_parameter(node: fx.Node, ctx: PassContext) -> bool:
+    return node.op == "placeholder" and node.name in ctx.static_inputs
+
+
+def _spares(p: _Product) -> bool:
+    """Whether a weight need not be gathered if `p` is split, and what is gathered then is less."""
+    if p.part is None or bytes_of(p.node.meta["val"]) >= bytes_of(p.weight.meta["val"]):
+        return False
+    readers = set(p.weight.users)
+    if p.turned is not None:
+        return readers == {p.turned} and set(p.turned.users) == {p.node}
+    return readers == {p.node}
 
 
 # What it gains
@@ -171,7 +197,11 @@ def _that_pay(
     chosen: list[Packed] = []
     out = []
     for group in groups:
-        worth = [p for p in group if _gain(p, trial.estimator, ctx) > 0]
+        worth = [p for p in group if _spares(p) or _gain(p, trial.estimator, ctx) > 0]
+        if any(map(_spares, worth)):
+            chosen.append(_packed(worth, trial, ctx))
+            out.append((worth, ""))
+            continue
         saved = sum(_gain(p, trial.estimator, ctx) for p in worth)
         if saved <= trial.estimator.device.all_gather(0, ctx.topology.size).work:
             continue
@@ -188,7 +218,7 @@ def _share_seconds(p: _Product, e: Estimator, ctx: PassContext) -> float:
     """What the share of a product takes."""
     launch = e.device.launch
     share = (e.seconds(p.node) - launch) / ctx.topology.size + launch
-    if ctx.target == "torchair":  # GE has no views: it copies the rows of the weight
+    if ctx.target == "torchair" and p.part is None:  # GE has no views: it copies the rows
         share += e.copy_seconds(bytes_of(p.weight.meta["val"]) / ctx.topology.size)
     return share
 
@@ -238,7 +268,7 @@ def _alike(group: Sequence[_Product]) -> list[list[_Product]]:
     """`group` by the shape of results: those of one shape are put in order by one copy."""
     kinds: dict[object, list[_Product]] = {}
     for p in group:
-        kinds.setdefault((product(p.rows), p.features), []).append(p)
+        kinds.setdefault((product(p.rows), p.features, p.part is None), []).append(p)
     return list(kinds.values())
 
 
@@ -282,13 +312,18 @@ def _hoist(graph: fx.Graph, nodes: Sequence[fx.Node]) -> fx.Node:
 def _share(emit: Emitter, p: _Product, topology: Topology) -> fx.Node:
     """This rank's features of `p`, flat."""
     n = ceil_div(p.features, topology.size)
-    start = min(topology.rank * n, p.features - n)
-    own: dict[Any, fx.Node] = {p.weight: emit.narrow(p.weight, 0, start, start + n)}
+    start, bias = min(topology.rank * n, p.features - n), p.bias
+    own: dict[Any, fx.Node] = {
+        p.weight: p.part.parameter
+        if p.part is not None
+        else emit.narrow(p.weight, 0, start, start + n)
+    }
     if p.turned is not None:
         turn: Any = p.turned.target
         own[p.turned] = emit.call(turn, own[p.weight], *p.turned.args[1:])
-    if p.bias is not None:
-        own[p.bias] = emit.narrow(p.bias, 0, start, start + n)
+    if p.bias is not None and bias is not None:
+        held = p.bias_part.parameter if p.part is not None and p.bias_part is not None else None
+        own[p.bias] = held or emit.narrow(bias, 0, start, start + n)
     target: Any = p.node.target
     args: Any = p.node.args
     share = emit.call(target, *(a if a is p.x else own.get(a, a) for a in args))

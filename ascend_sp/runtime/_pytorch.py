@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.distributed.distributed_c10d import (
     PrefixStore,
@@ -17,12 +18,14 @@ from torch.distributed.distributed_c10d import (
     _get_group_tag,
     _resolve_process_group,
 )
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = [
     "Store",
     "group_by_name",
+    "local_of",
     "not_compiled",
     "ranks_of",
     "store_of",
@@ -48,6 +51,11 @@ def ranks_of(group: dist.ProcessGroup) -> list[int]:
 def not_compiled(model: Any) -> Any:
     """What was given to `torch.compile`, if `model` came from there."""
     return model._orig_mod if isinstance(model, OptimizedModule) else model
+
+
+def local_of(x: DTensor) -> Tensor:
+    """What this rank holds of `x`: the tensor itself, which compiled programs are given."""
+    return x._local_tensor
 
 
 def tag_of(group: dist.ProcessGroup) -> str:

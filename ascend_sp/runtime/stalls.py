@@ -15,6 +15,7 @@ from typing import Any
 
 from ascend_sp.runtime import peers, stopped
 from ascend_sp.runtime.errors import AscendSPError, CollectiveError, OpError
+from ascend_sp.runtime.memory import is_out_of_memory
 from ascend_sp.runtime.peers import At, Failure
 from ascend_sp.runtime.stopped import Program, Where
 from ascend_sp.runtime.topology import Topology
@@ -75,7 +76,8 @@ def _error(
     # The cause goes first, if it is another rank's.
     first = [f"{head}.", *words, f"This rank: {own}"] if words else [f"{head}: {own}"]
     unknown = "" if where.collective or where.itself else _unknown(program)
-    text = "\n".join(line for line in (*first, where.text, unknown, found) if line)
+    remedy = program.memory() if is_out_of_memory(e) else ""
+    text = "\n".join(line for line in (*first, where.text, remedy, unknown, found) if line)
     return OpError(text) if where.itself else CollectiveError(text)
 
 

@@ -48,6 +48,8 @@ class Program:
     """Its collectives, in the order in which it starts and awaits them."""
     op: Callable[[str], Op | None] = lambda _: None
     """Any other op, by the name of its node."""
+    memory: Callable[[], str] = str
+    """What to say if there was too little memory."""
 
     @property
     def starts(self) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from ascend_sp.runtime import guards, replicas
+from ascend_sp.runtime import guards, kept, replicas
 from ascend_sp.runtime._pytorch import not_compiled
 from ascend_sp.runtime.errors import ConfigError
 from ascend_sp.runtime.topology import device_type_of, mesh_of, resolve
@@ -37,7 +37,9 @@ class WeightsReport:
     whole_bytes: int
     """Bytes of all parameters."""
     local_bytes: int
-    """Bytes of parameters that this rank holds between steps."""
+    """Bytes of parameters that this rank holds now."""
+    room: int
+    """Bytes that compiled programs may hold besides, to keep weights whole."""
     largest: tuple[int, ...]
     """Bytes of the two largest parameters that are gathered, the largest first."""
     sharded: tuple[str, ...]
@@ -54,6 +56,8 @@ class WeightsReport:
             f"{mib(self.local_bytes)} on this rank. {len(self.sharded)} parameters are gathered "
             f"when they are needed, of at most {mib(max(self.largest, default=0))} each."
         ]
+        if self.room:
+            lines.append(f"  Compiled programs may keep {mib(self.room)} more, of their choice.")
         for why, names in reasons.items():
             lines.append(
                 f"  whole  {names[0]}{', ...' if len(names) > 1 else ''} ({len(names)}): {why}"
@@ -93,8 +97,8 @@ def shard_weights(
         mesh: 1-D, or with a dim named ``"sp"``; None takes all ranks. Without a process group, or
             on one rank, nothing is changed.
         budget: how much of the weights a rank may hold between steps: bytes, or as a float a share
-            of the model's. Within it the smallest parameters stay whole, since gathers of few bytes
-            take the longest for what they save. None shards all that can be.
+            of the model's. Within it the compiled programs keep weights whole, gathered in their
+            first run: those first that the device would wait for by estimate. None keeps none.
 
     Returns:
         What is sharded, what is not and why, and the bytes.
@@ -124,7 +128,8 @@ def shard_weights(
     for w in weights:
         _choose(w, size)
     total = sum(w.value.nbytes for w in weights)
-    _keep(weights, size, total, budget)
+    least = sum(_held(w, size) for w in weights)
+    room = room_for(budget, total, least, size)
     if size > 1:
         held = [w for w in weights if not w.value.is_meta]
         which = [replicas.Input(w.names[0], parameter=True) for w in held]
@@ -133,11 +138,13 @@ def shard_weights(
         for w in weights:
             if w.dim >= 0:
                 _shard(model, w, along, topology.rank)
+        kept.allow(model, room)
         model.register_forward_pre_hook(_only_compiled)
     return WeightsReport(
         ranks=size,
         whole_bytes=total,
         local_bytes=sum(_held(w, size) for w in weights),
+        room=room if size > 1 else 0,
         largest=tuple(sorted((w.value.nbytes for w in weights if w.dim >= 0), reverse=True)[:2]),
         sharded=tuple(n for w in weights if w.dim >= 0 for n in w.names),
         whole=tuple((n, w.why) for w in weights if w.dim < 0 for n in w.names),
@@ -158,19 +165,42 @@ def _choose(w: _Weight, ranks: int) -> None:
     elif type(w.value.data) is not Tensor:
         w.why = f"it is a {type(w.value.data).__name__}, of a class of its own"
     else:
-        dims = (d for d, n in enumerate(w.value.shape) if n and n % ranks == 0)
-        w.dim = next(dims, -1)
+        w.dim = split_dim(w.value.shape, ranks)
         w.why = f"none of its sizes divides by {ranks}" if w.dim < 0 else ""
 
 
+def split_dim(shape: Sequence[int], ranks: int) -> int:
+    """The first dim of a parameter that `ranks` divides; -1 if there is none."""
+    return next((d for d, n in enumerate(shape) if n and n % ranks == 0), -1)
+
+
+def bytes_held(model: nn.Module, ranks: int) -> tuple[int, int]:
+    """Bytes of all parameters, and the least that each of `ranks` can hold of them."""
+    weights = _weights(model)
+    for w in weights:
+        _choose(w, ranks)
+    return sum(w.value.nbytes for w in weights), sum(_held(w, ranks) for w in weights)
+
+
 def _held(w: _Weight, ranks: int) -> int:
-    return w.value.nbytes // ranks if w.dim >= 0 else w.value.nbytes
+    """Bytes that a rank holds."""
+    return w.value.nbytes if w.dim < 0 else w.value.nbytes // ranks
 
 
-def _keep(weights: Sequence[_Weight], ranks: int, total: int, budget: int | float | None) -> None:
-    """Leave whole what the budget has room for, the smallest first."""
+def room_for(budget: int | float | None, total: int, least: int, ranks: int) -> int:
+    """Bytes that a budget leaves for weights that stay whole, besides the parts.
+
+    Args:
+        budget: see `shard_weights`.
+        total: bytes of the model.
+        least: bytes of it that a rank holds at least.
+        ranks: P.
+
+    Raises:
+        ConfigError: a bad budget, or one below the least.
+    """
     if budget is None:
-        return
+        return 0
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
         raise ConfigError(
             f"budget is {budget!r}; it must be a number of bytes, or as a float a share of the "
@@ -182,17 +212,12 @@ def _keep(weights: Sequence[_Weight], ranks: int, total: int, budget: int | floa
             f"Pass int({budget!r}) for bytes."
         )
     limit = int(budget * total) if isinstance(budget, float) else budget
-    held = sum(_held(w, ranks) for w in weights)
-    if held > limit:
+    if least > limit:
         raise ConfigError(
             f"budget is {limit} bytes of weights on a rank, but the least that {ranks} rank(s) can "
-            f"hold of this model's {total} is {held}. Raise it, or take more ranks."
+            f"hold of this model's {total} is {least}. Raise it, or take more ranks."
         )
-    for w in sorted(weights, key=lambda w: (w.value.nbytes, w.names[0])):
-        more = w.value.nbytes - _held(w, ranks)
-        if w.dim >= 0 and held + more <= limit:
-            held += more
-            w.dim, w.why = -1, "the budget has room for it"
+    return limit - least
 
 
 def _digest(weights: Sequence[_Weight]) -> str:
@@ -210,9 +235,13 @@ def _digest(weights: Sequence[_Weight]) -> str:
 def _shard(model: nn.Module, w: _Weight, mesh: DeviceMesh, rank: int) -> None:
     whole = w.value.detach()
     each = whole.shape[w.dim] // mesh.size()
+    mine = whole.narrow(w.dim, rank * each, each)
     # A copy, so that the whole can be freed.
-    local = whole.narrow(w.dim, rank * each, each).clone(memory_format=torch.contiguous_format)
-    value = DTensor.from_local(local, mesh, [Shard(w.dim)], run_check=False)
+    local = mine.clone(memory_format=torch.contiguous_format)
+    stride = torch.empty(whole.shape, device="meta").stride()
+    value = DTensor.from_local(
+        local, mesh, [Shard(w.dim)], run_check=False, shape=whole.shape, stride=stride
+    )
     new = nn.Parameter(value, requires_grad=w.value.requires_grad)
     for name in w.names:
         owner, _, leaf = name.rpartition(".")
@@ -233,12 +262,17 @@ def _reading_whole(kind: type[nn.Module], leaf: str) -> type[nn.Module]:
     def read(self: nn.Module) -> Any:
         value = self._parameters[leaf]
         if torch.compiler.is_compiling() and isinstance(value, DTensor):
-            return value.redistribute(placements=[Replicate()]).to_local()
+            return _whole(value)
         return value
 
     own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     made = _kinds[kind, leaf] = type(kind.__name__, (kind,), {**own, leaf: property(read)})
     return made
+
+
+def _whole(value: DTensor) -> Tensor:
+    """All of `value`, which is sharded along one dim; for code that is being compiled."""
+    return value.redistribute(placements=[Replicate()]).to_local()
 
 
 def _only_compiled(model: nn.Module, args: Any) -> None:

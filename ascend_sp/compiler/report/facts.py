@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from ascend_sp.compiler.report.weights import Weights, weights
 from ascend_sp.graph.context import Implementation, Note, PassContext, source_line
 from ascend_sp.graph.origin import exchange_of, made_by
 from ascend_sp.passes.choose_strategy import Choice
@@ -78,6 +79,8 @@ class Report:
     """In program order."""
     overlap: Totals | None
     """Estimates of a step; None on one rank."""
+    weights: Weights | None
+    """Where they are, and what gathering them takes; None on one rank."""
     strategies: list[Choice]
     """What was compared for the attentions of one kind."""
     notes: list[Note]
@@ -157,6 +160,7 @@ def report(
         whole=[a for a in rest if not a.local],
         collectives=rows,
         overlap=lines.totals() if lines else None,
+        weights=weights(gm, ctx),
         strategies=ctx.results.all(Choice),
         notes=list(ctx.notes),
         ops=_ops(gm),

@@ -24,6 +24,7 @@ SECTIONS = {
     NoteKind.ALL_REDUCE.heading: "sums over the sequence, added up over ranks",
     NoteKind.STRATEGY.heading: "a strategy that was asked for, and why another one is used",
     NoteKind.COMPLEX.heading: "ops that still run on complex tensors",
+    "Weights": "with sharded weights: what is resident, gathered and exposed, and the peak",
     "Graph breaks": "why Dynamo broke the model into several graphs; the best is none",
     "Recompiled": "why a graph was compiled again",
     "Estimated time": "compute, collectives, what is not hidden and why, memory, copies",
@@ -54,6 +55,7 @@ def summary(r: Report, *, short: bool = False) -> str:
         "",
         *_attentions(r, short),
         *_notes(r.notes, [k for k in NoteKind if k is not NoteKind.ATTENTION]),
+        *_weights(r),
         *_breaks(r),
     ]
     if short:
@@ -238,6 +240,28 @@ def _time(r: Report) -> list[str]:
             f"{copies['unpacking_alone']} of them kernels that do nothing else"
         )
     return [*lines, ""]
+
+
+def _weights(r: Report) -> list[str]:
+    """Where the weights are, if a rank holds parts of some."""
+    w = r.weights
+    if w is None or not w.parts:
+        return []
+    step = r.overlap.step_after if r.overlap else 0.0
+    exposed = f", {w.exposed / step:.1%} of the step" if step else ""
+    return [
+        "## Weights",
+        "",
+        f"- resident: {size(w.resident)} of {size(w.whole)} between steps; the least is "
+        f"{size(w.least)}. Of {many(w.parts, 'parameter')} a rank has a part, of which {w.kept} "
+        "are kept whole",
+        f"- gathered: {size(w.gathered)} a step in {many(w.gathers, 'all-gather')}, at most "
+        f"{size(w.at_once)} at once; they take {duration(w.seconds)}",
+        f"- exposed: {duration(w.exposed)}{exposed}",
+        f"- peak: {size(w.peak)} by estimate, with {size(w.inputs)} of inputs, and "
+        f"{size(w.results)} of what a step makes",
+        "",
+    ]
 
 
 def _strategies(rows: list[Choice]) -> list[str]:

@@ -47,8 +47,8 @@ class Memory:
             else:
                 self.owners[node] = frozenset[fx.Node]().union(*given)
 
-    def peak(self, nodes: Sequence[fx.Node]) -> int:
-        """Bytes of intermediate results that live at once, at most, by estimate.
+    def peak(self, nodes: Sequence[fx.Node], only: Collection[fx.Node] | None = None) -> int:
+        """Bytes of intermediate results, or of `only` some, that live at once, by estimate.
 
         Inputs and parameters are not counted, nor is what a lowering saves by fusing or by reusing
         memory in place. A view keeps alive what it looks at.
@@ -61,7 +61,7 @@ class Memory:
         ends: dict[int, int] = {}
         live = most = 0
         for i, node in enumerate(nodes):
-            size = self.size.get(node, 0)
+            size = self.size.get(node, 0) if only is None or node in only else 0
             live += size
             end = last.get(node, i)
             ends[end] = ends.get(end, 0) + size

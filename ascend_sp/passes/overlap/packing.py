@@ -50,8 +50,9 @@ def with_packed(
             late.append(i)
         else:
             needs = {new[n] for m in group.members for n in tasks[m].needs}
+            holds = sum(tasks[m].holds for m in group.members)
             for step in group.steps:
-                needs = {add(step, needs)}
+                needs = {add(replace(step, holds=holds) if step.transfer else step, needs)}
             new.update(dict.fromkeys(group.members, *needs))
         left = []
         for t in late:
@@ -74,7 +75,9 @@ class Trial:
     def program(self) -> Program:
         """The graph as it is."""
         e = self.estimator
-        return program(self.gm.graph.nodes, neutral_seconds(e), e, self.ctx.fuses)
+        ctx = self.ctx
+        nodes = self.gm.graph.nodes
+        return program(nodes, neutral_seconds(e), e, ctx.fuses, ctx.static_inputs)
 
     @cached_property
     def index(self) -> dict[fx.Node, int]:

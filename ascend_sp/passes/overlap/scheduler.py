@@ -11,6 +11,11 @@ while the others are computed (the rule of Johnson, "Optimal two- and three-stag
 schedules with setup times included", 1954, where transfers are no shorter than that work).
 **Backfill**: where the device would stand still, later work that waits for nothing is done (as in
 batch queues: Lifka, "The ANL/IBM SP scheduling system", 1995).
+
+Transfers that gather **weights** wait for nothing, so the question is not how early they can begin
+but how late. They go in the order in which they are needed, each when the link would stand still
+before the next operation has ended, and while there is room: what is gathered is held until its
+last use. Room are the two largest, one that is in use and one that travels.
 """
 
 from __future__ import annotations
@@ -39,6 +44,8 @@ class Task:
     """What the transfers of one attention have in common."""
     fills: bool = False
     """May be done ahead of its turn."""
+    holds: int = 0
+    """Bytes that it keeps in memory up to their last use, if it is a transfer of weights."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,12 @@ def simulate(tasks: Sequence[Task], order: Iterable[int]) -> Run:
 
 def schedule(tasks: Sequence[Task], window: int = WINDOW) -> list[int]:
     """An order of all `tasks` that hides transfers; 0 for `window` leaves backfill out."""
-    return _Scheduler(tasks, window).run()
+    return _Scheduler(tasks, window, by_demand(tasks), eager=True).run()
+
+
+def in_turn(tasks: Sequence[Task]) -> list[int]:
+    """`tasks` as they are, but for weights, which are gathered as late as hides them."""
+    return _Scheduler(tasks, 0, range(len(tasks)), eager=False).run()
 
 
 class _Clock:
@@ -122,13 +134,18 @@ class _Clock:
 
 
 class _Scheduler:
-    def __init__(self, tasks: Sequence[Task], window: int) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], window: int, base: Sequence[int], *, eager: bool
+    ) -> None:
         self.tasks, self.window = tasks, window
         self.clock = _Clock(tasks)
         self.order: list[int] = []
         self.done = bytearray(len(tasks))
-        self.base = by_demand(tasks)
-        self.place = {t: i for i, t in enumerate(self.base)}
+        self.weights = _Weights(tasks)
+        self.place = {t: i for i, t in enumerate(base)}
+        # What makes weights whole has an order of its own: as they are needed.
+        self.queue = [t for t in base if tasks[t].holds]
+        self.base = [t for t in base if t not in self.weights.made]
         self.fillers = [t for t in self.base if tasks[t].fills]
         self.first_filler = 0
         self.in_flight: list[int] = []
@@ -137,7 +154,8 @@ class _Scheduler:
         self.missing = [len(t.needs) for t in tasks]
         self.starts_of: list[list[int]] = [[] for _ in tasks]
         for i, task in enumerate(tasks):
-            if task.transfer and not self.clock.transfers_of[i]:
+            begins = eager and task.transfer and not task.holds
+            if begins and not self.clock.transfers_of[i]:
                 for n in task.needs:
                     self.starts_of[n].append(i)
 
@@ -145,8 +163,12 @@ class _Scheduler:
         for t in self.base:
             if self.done[t]:
                 continue
+            self._gather_for(t)
             self._fill_before(t)
             self._do(t)
+        for t in range(len(self.tasks)):
+            if not self.done[t]:  # weights that nothing needs
+                self._append(t)
         return self.order
 
     def _fill_before(self, t: int) -> None:
@@ -189,17 +211,78 @@ class _Scheduler:
             self.arrived |= self.bit[t]
             self.in_flight.remove(t)
 
-    def _do(self, t: int) -> None:
+    def _gather_for(self, t: int) -> None:
+        """Begin with all weights that `t` needs."""
+        for x in sorted(_needed(self.tasks, t, self.done), key=self.place.__getitem__):
+            if x in self.weights.made and not self.done[x]:
+                self._append(x)
+
+    def _gather_ahead(self, t: int) -> None:
+        """Begin with weights that are needed later, so that the link has work while `t` runs."""
+        gap, _ = self.clock.wait_of(t)
+        end = self.clock.now + gap + self.tasks[t].seconds
+        while self.queue and self.clock.link < end:
+            weight = self.queue[0]
+            if not self.done[weight]:
+                if not self.weights.fits(weight):
+                    return
+                self._gather_for(weight)
+            self.queue.pop(0)
+
+    def _append(self, t: int) -> None:
         self.clock.run(t)
         self.order.append(t)
         self.done[t] = 1
+        self.weights.runs(t)
         if self.tasks[t].transfer:
             self.in_flight.append(t)
+
+    def _do(self, t: int) -> None:
+        if not self.tasks[t].transfer:
+            self._gather_ahead(t)
+        self._append(t)
         # A transfer starts as soon as its operand exists.
         for start in self.starts_of[t]:
             self.missing[start] -= 1
             if not self.missing[start] and not self.done[start]:
                 self._do(start)
+
+
+class _Weights:
+    """What is held of weights that are gathered, while an order is made."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+        self.room = sum(sorted((t.holds for t in tasks), reverse=True)[:2])
+        self.held = 0
+        made: set[int] = set()
+        for i in range(len(tasks) - 1, -1, -1):
+            if tasks[i].holds or i in made:
+                made |= {i, *tasks[i].needs}
+        self.made = frozenset(made)
+        """The transfers, and what only packs for them."""
+        self.read: list[tuple[int, ...]] = []
+        """The transfers whose weights a task reads."""
+        self.readers: dict[int, int] = {}
+        """Of each, how many tasks still have to read it."""
+        for i, task in enumerate(tasks):
+            read = tuple(n for n in task.needs if tasks[n].holds) if i not in made else ()
+            self.read.append(read)
+            for n in read:
+                self.readers[n] = self.readers.get(n, 0) + 1
+
+    def fits(self, t: int) -> bool:
+        """Whether there is room for one more."""
+        return not self.held or self.held + self.tasks[t].holds <= self.room
+
+    def runs(self, t: int) -> None:
+        """Note that a task has been put in the order."""
+        if t in self.readers:
+            self.held += self.tasks[t].holds
+        for n in self.read[t]:
+            self.readers[n] -= 1
+            if not self.readers[n]:
+                self.held -= self.tasks[n].holds
 
 
 def waits(tasks: Sequence[Task]) -> tuple[dict[int, int], list[int]]:
@@ -224,7 +307,7 @@ def by_demand(tasks: Sequence[Task]) -> list[int]:
             order.append(t)
             done[t] = 1
 
-    goals = [i for i, t in enumerate(tasks) if t.transfer]
+    goals = [i for i, t in enumerate(tasks) if t.transfer and not t.holds]
     for _, group in groupby(goals, key=lambda i: tasks[i].serves or i):
         left = list(group)
         while left:

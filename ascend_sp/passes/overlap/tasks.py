@@ -6,7 +6,7 @@ needs it, so waits, and what only rearranges their results, come last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 from torch import fx
 
 from ascend_sp.graph.context import is_random
-from ascend_sp.graph.cost.estimate import Estimator
+from ascend_sp.graph.cost.estimate import Estimator, bytes_of, tensors_of
 from ascend_sp.graph.families import ATTENDS, MOVES, is_product, name_of
 from ascend_sp.graph.origin import MATERIALISE, exchange_of, origin_of
+from ascend_sp.passes.overlap.memory import made_of_weights
 from ascend_sp.passes.overlap.scheduler import Task
 from ascend_sp.runtime.ops import STARTS
 
@@ -56,11 +57,22 @@ def neutral_seconds(estimator: Estimator) -> Seconds:
 
 
 def program(
-    nodes: Iterable[fx.Node], seconds: Seconds, estimator: Estimator, fuses: bool
+    nodes: Iterable[fx.Node],
+    seconds: Seconds,
+    estimator: Estimator,
+    fuses: bool,
+    static_inputs: Collection[str] = (),
 ) -> Program:
     """The tasks of a graph; see `add_tasks`."""
     found = Program(list(nodes), [], [])
-    found.node_of = add_tasks(found.nodes, seconds, estimator, fuses=fuses, tasks=found.tasks)
+    found.node_of = add_tasks(
+        found.nodes,
+        seconds,
+        estimator,
+        fuses=fuses,
+        tasks=found.tasks,
+        static_inputs=static_inputs,
+    )
     return found
 
 
@@ -71,6 +83,7 @@ def add_tasks(
     *,
     fuses: bool,
     tasks: list[Task],
+    static_inputs: Collection[str] = (),
     expand: Mapping[Any, Callable[[fx.Node, Behind], frozenset[int]]] | None = None,
 ) -> list[fx.Node]:
     """Append the tasks of a graph to `tasks`.
@@ -81,6 +94,7 @@ def add_tasks(
         estimator: what a collective costs the link and the device.
         fuses: the target merges ops that are no products, so that only products can be moved.
         tasks: takes them.
+        static_inputs: names of the parameters and buffers; what gathers them may begin at any time.
         expand: for targets that are several tasks, what appends them and says which of them stand
             behind the result.
 
@@ -90,6 +104,8 @@ def add_tasks(
     node_of: list[fx.Node] = []
     behind: Behind = {}
     drawn: int | None = None
+    nodes = list(nodes)
+    weights = made_of_weights(nodes, static_inputs)
     for node in nodes:
         if expand and node.target in expand:
             behind[node] = expand[node.target](node, behind)
@@ -109,7 +125,10 @@ def add_tasks(
         # No lowering merges products or attention into their neighbours: they stay where put.
         stays = not fuses or is_product(node) or name_of(node) in ATTENDS
         fills = not starts and not random and stays
-        tasks.append(Task(node.name, cost, tuple(sorted(needs)), starts, work, serves, fills))
+        whole = sum(map(bytes_of, tensors_of(node))) if starts and node in weights else 0
+        tasks.append(
+            Task(node.name, cost, tuple(sorted(needs)), starts, work, serves, fills, whole)
+        )
         node_of.append(node)
     return node_of
 
