@@ -97,11 +97,13 @@ def parse(value: Any) -> Buckets:
 
 def _capacities(value: Any) -> Capacities | None:
     if isinstance(value, str):
-        words = {"auto": "auto", "off": False, "false": False, "0": False}
-        numbers = [int(v) for v in value.split(",")] if value.lower() not in words else []
-        value = words.get(value.lower(), numbers if len(numbers) > 1 else (numbers or [0])[0])
-    if value == "auto" and isinstance(value, str):
-        return None
+        word = value.lower()
+        if word == "auto":
+            return None
+        if word in ("off", "false", "0"):
+            return OFF
+        numbers = [int(v) for v in value.split(",")]
+        value = numbers if len(numbers) > 1 else numbers[0]
     if value is False:
         return OFF
     if isinstance(value, (list, tuple)):

@@ -30,7 +30,7 @@ from ascend_sp.graph.origin import made_by
 from ascend_sp.passes.keep_weights import KeptWeights
 from ascend_sp.runtime import guards
 from ascend_sp.runtime.errors import LoweringError
-from ascend_sp.runtime.kept import Weight, with_wholes
+from ascend_sp.runtime.kept import with_wholes
 from ascend_sp.runtime.memory import total_memory
 from ascend_sp.runtime.ops import STARTS, WAIT
 from ascend_sp.runtime.stopped import Op, Program
@@ -232,14 +232,14 @@ def _lower(
     more = [n.meta["val"] for n in kept.nodes]
     static = [*static_inputs, *range(len(inputs), len(inputs) + len(more))]
     places = {n.name: i for i, n in enumerate(a.program.graph.find_nodes(op="placeholder"))}
-    wholes = [Weight(places[name]) for name in kept.parameters]
+    parts = [places[name] for name in kept.parameters]
     try:
         run = a.target.lower(a.program, [*crossing.real_inputs(inputs), *more], static)
     except LoweringError as e:
         if a.last:
             raise
         return None, e.reason
-    return with_wholes(crossing.wrap(run), wholes, topology.group_name, topology.size), ""
+    return with_wholes(crossing.wrap(run), parts, topology.group_name, topology.size), ""
 
 
 def _kept(ctx: PassContext) -> KeptWeights:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
@@ -21,7 +20,7 @@ from ascend_sp.compiler._pytorch import compiled_kernels
 from ascend_sp.compiler.input_symbols import InputSymbols
 from ascend_sp.graph.emitter import Emitter
 from ascend_sp.graph.families import VIEWS
-from ascend_sp.graph.sizes import Size, as_shape
+from ascend_sp.graph.sizes import Size, as_shape, symbols_of, value_of
 
 aten = torch.ops.aten
 
@@ -73,9 +72,9 @@ class Promised:
                 continue
             strides = as_shape(value.stride())
             # A symbol that no input has is only known while the program runs.
-            if all(s in self.symbols for s in _symbols(strides)):
+            if all(s in self.symbols for s in symbols_of(strides)):
                 self.strides[i] = strides
-        used = {s for strides in self.strides.values() for s in _symbols(strides)}
+        used = {s for strides in self.strides.values() for s in symbols_of(strides)}
         self.used = sorted(used, key=str)
         self._numbers = lru_cache(maxsize=256)(self._evaluate)
 
@@ -97,15 +96,10 @@ class Promised:
         return call
 
     def _evaluate(self, *sizes: int) -> list[tuple[int, tuple[int, ...]]]:
-        values = {s: sympy.Integer(n) for s, n in zip(self.used, sizes, strict=True)}
+        values = dict(zip(self.used, sizes, strict=True))
         return [
-            (i, tuple(s if isinstance(s, int) else int(s.xreplace(values)) for s in strides))
-            for i, strides in self.strides.items()
+            (i, tuple(value_of(s, values) for s in strides)) for i, strides in self.strides.items()
         ]
-
-
-def _symbols(sizes: Sequence[Size]) -> set[sympy.Symbol]:
-    return {s for n in sizes if isinstance(n, sympy.Expr) for s in n.free_symbols}
 
 
 def _restrided(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:

@@ -6,7 +6,7 @@ comparing SymInts installs guards, and an analysis must not specialise the progr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import sympy
@@ -34,6 +34,23 @@ def as_int(size: object) -> int:
 def as_shape(shape: Iterable[int | torch.SymInt | sympy.Expr]) -> tuple[Size, ...]:
     """Each size of `shape` through `as_size`."""
     return tuple(as_size(s) for s in shape)
+
+
+def symbols_of(sizes: Iterable[object]) -> set[sympy.Symbol]:
+    """The symbols in those of `sizes` that have some."""
+    out: set[sympy.Symbol] = set()
+    for size in sizes:
+        found = as_size(size) if isinstance(size, (torch.SymInt, sympy.Expr)) else 0
+        if isinstance(found, sympy.Expr):
+            out |= found.free_symbols  # type: ignore[arg-type]
+    return out
+
+
+def value_of(size: Size, values: Mapping[sympy.Symbol, int]) -> int:
+    """What `size` is where its symbols have these values."""
+    if isinstance(size, int):
+        return size
+    return int(size.xreplace({s: sympy.Integer(values[s]) for s in symbols_of([size])}))
 
 
 def has_unbacked(size: Size) -> bool:

@@ -53,14 +53,6 @@ class _Whole:
     """That of the part that it was gathered from."""
 
 
-@dataclass(frozen=True)
-class Weight:
-    """One that a program keeps."""
-
-    position: int
-    """Of the part among the inputs of the program."""
-
-
 _rooms: WeakKeyDictionary[nn.Module, Room] = WeakKeyDictionary()
 _wholes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -78,14 +70,14 @@ def room_in(model: nn.Module | None) -> Room:
 
 
 def with_wholes(
-    run: Callable[[list[Any]], Sequence[Any]], weights: Sequence[Weight], group: str, size: int
+    run: Callable[[list[Any]], Sequence[Any]], parts: Sequence[int], group: str, size: int
 ) -> Callable[[list[Any]], Sequence[Any]]:
-    """`run`, which takes the wholes of `weights` behind its inputs."""
-    if not weights:
+    """`run`, which takes the wholes of the inputs at positions `parts` behind its inputs."""
+    if not parts:
         return run
 
     def call(args: list[Any]) -> Sequence[Any]:
-        args.extend([_whole(args[w.position], group, size) for w in weights])
+        args.extend([_whole(args[i], group, size) for i in parts])
         return run(args)
 
     return call

@@ -23,8 +23,15 @@ from ascend_sp.graph.arguments import argument_of
 from ascend_sp.graph.attention import Attention
 from ascend_sp.graph.families import SPLITS, VIEWS, is_product
 from ascend_sp.graph.layout import REPLICATE, Placement, Sequence, Shard, at_dim, same
-from ascend_sp.graph.sizes import Size, as_size, equal, total
-from ascend_sp.passes.sharding.plan import call_of, is_getitem, operand_nodes, shapes
+from ascend_sp.graph.sizes import Size, as_size, equal, symbols_of, total
+from ascend_sp.passes.sharding.plan import (
+    call_of,
+    is_getitem,
+    operand_nodes,
+    picked,
+    shapes,
+    tensors,
+)
 from ascend_sp.passes.sharding.rules import Local, answer
 from ascend_sp.passes.sharding.rules.attention import SEQ
 from ascend_sp.runtime.ops import attention as attention_op
@@ -103,27 +110,16 @@ def plan(gm: fx.GraphModule) -> tuple[Plan | None, list[tuple[fx.Node, str]]]:
     return None, reasons
 
 
-def symbols_of(sizes: Iterable[Any]) -> set[sympy.Symbol]:
-    """The symbols in sizes, or in a nest of arguments."""
-    out: set[sympy.Symbol] = set()
-    for size in sizes:
-        found = as_size(size) if isinstance(size, (torch.SymInt, sympy.Expr)) else 0
-        if isinstance(found, sympy.Expr):
-            out |= found.free_symbols  # type: ignore[arg-type]
-    return out
-
-
-def yields_tensors(node: fx.Node) -> bool:
-    """Whether `node` yields a tensor, or several values of which one is."""
-    return any(isinstance(v, torch.Tensor) for v in tree_leaves(node.meta.get("val")))
+def given_sizes(node: fx.Node) -> list[Any]:
+    """The sizes among the arguments of `node` that have symbols."""
+    leaves = tree_leaves((node.args, node.kwargs))
+    given = (x.meta.get("val") if isinstance(x, fx.Node) else x for x in leaves)
+    return [x for x in given if isinstance(x, torch.SymInt)]
 
 
 def sizes_of(node: fx.Node) -> list[Any]:
     """Sizes that are seen at `node`: of what it yields, and those among its arguments."""
-    leaves = tree_leaves((node.args, node.kwargs))
-    given = [x.meta.get("val") if isinstance(x, fx.Node) else x for x in leaves]
-    numbers = [x for x in given if isinstance(x, torch.SymInt)]
-    return [*numbers, *(n for shape in shapes(node) for n in shape)]
+    return [*given_sizes(node), *(n for shape in shapes(node) for n in shape)]
 
 
 def _symbols_in(node: fx.Node) -> set[sympy.Symbol]:
@@ -175,7 +171,7 @@ class _Walk:
             if node.op == "output" or node in p.late:
                 changed |= self._late_operands(node)
                 continue
-            if not yields_tensors(node):
+            if not tensors(node):
                 continue  # a size: each part computes it for itself
             late = next((x for x in node.all_input_nodes if x in p.late), None)
             why = self.why[late] if late is not None else self._place(node)
@@ -265,12 +261,10 @@ class _Walk:
         p = self.plan
         operands = operand_nodes(node)
         if is_getitem(node):
-            source, index = node.args
-            if source not in p.placements:
+            source, i = node.args[0], picked(node)
+            if source not in p.placements or i is None:
                 return "its operand has several dims with a length"
-            values = source.meta["val"]  # type: ignore[union-attr]
-            before = sum(isinstance(v, torch.Tensor) for v in values[:index])
-            p.placements[node] = p.placements[source][before : before + 1]  # type: ignore[index]
+            p.placements[node] = (p.placements[source][i],)  # type: ignore[index]
             return ""
         if any(x not in p.placements for x in operands):
             return "an operand has several dims with a length"
@@ -298,9 +292,7 @@ class _Walk:
 
     def _arguments(self, node: fx.Node) -> bool:
         """Whether an argument that is no tensor has a length in it."""
-        leaves = tree_leaves((node.args, node.kwargs))
-        values = [x.meta.get("val") if isinstance(x, fx.Node) else x for x in leaves]
-        return self._varies(v for v in values if not isinstance(v, torch.Tensor))
+        return self._varies(given_sizes(node))
 
     def _on_rows(
         self, node: fx.Node, operands: list[fx.Node], given: list[Placement]

@@ -17,12 +17,13 @@ import torch
 from torch import fx
 
 from ascend_sp.compiler import _pytorch
-from ascend_sp.compiler.buckets.plan import Plan, sizes_of, symbols_of, yields_tensors
+from ascend_sp.compiler.buckets.plan import Plan, sizes_of
 from ascend_sp.graph.arguments import position_of
 from ascend_sp.graph.attention import Attention
 from ascend_sp.graph.emitter import Emitter, as_shape_of
 from ascend_sp.graph.layout import Sequence as Rows
-from ascend_sp.graph.sizes import Size, as_size
+from ascend_sp.graph.sizes import Size, as_size, symbols_of
+from ascend_sp.passes.sharding.plan import tensors
 from ascend_sp.runtime.errors import LoweringError
 
 aten = torch.ops.aten
@@ -109,7 +110,7 @@ class Middle:
         self.takes = [
             n
             for n in gm.graph.nodes
-            if n in uses and n not in inside and n.op != "get_attr" and yields_tensors(n)
+            if n in uses and n not in inside and n.op != "get_attr" and tensors(n)
         ]
         """Values that come from outside."""
         self.validity = [i for i, u in enumerate(units) if u > 1]
@@ -126,7 +127,7 @@ class Middle:
         out = []
         for node in reversed(self.gm.graph.nodes):
             inside = node in needed and node not in p.early and node not in p.late
-            if inside and node.op in ("call_function", "get_attr") and yields_tensors(node):
+            if inside and node.op in ("call_function", "get_attr") and tensors(node):
                 out.append(node)
                 needed.update(node.all_input_nodes)
         return out[::-1]

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from ascend_sp.compiler._pytorch import own_tracing_context
-from ascend_sp.compiler.buckets.plan import Plan, plan, symbols_of, yields_tensors
+from ascend_sp.compiler.buckets.plan import Plan, plan
 from ascend_sp.compiler.buckets.program import Middle, Sized, part, resized
 from ascend_sp.compiler.capacities import OFF, Buckets, Capacities
 from ascend_sp.compiler.input_symbols import InputSymbols
@@ -20,6 +20,8 @@ from ascend_sp.compiler.strides import Promised, keep_strides
 from ascend_sp.compiler.targets.base import Runnable
 from ascend_sp.graph.context import Note, NoteKind, source_line
 from ascend_sp.graph.layout import Shard
+from ascend_sp.graph.sizes import Size, symbols_of, value_of
+from ascend_sp.passes.sharding.plan import tensors
 
 Compile: TypeAlias = (
     "Callable[[fx.GraphModule, Sequence[Any], Sequence[str], Sequence[Note]], Runnable]"
@@ -60,6 +62,17 @@ class Program:
     run: Runnable
 
 
+@dataclass(frozen=True)
+class Call:
+    """What calls of the same sizes have in common."""
+
+    program: Program
+    rows: dict[Size, tuple[int, int]]
+    """Of each part of a sequence how many rows are real, and how many the program has."""
+    numbers: list[int]
+    """What the program is told of its capacities, and of the other symbols."""
+
+
 class Served:
     """A graph whose calls are served by programs with capacities.
 
@@ -98,14 +111,16 @@ class Served:
         self.capacities = self._capacities(placeholders, buckets, now)
         sized = Middle(gm, found, [c.unit for c in self.capacities], leaving)
         self._middles = {True: exact, False: sized}
+        # What of the inputs has rows, or else only has to lie in order.
+        self._fill = {n.name: found.placement(n) for n in exact.takes if resized(n)}
         self._early = _op_by_op(gm, (), [n for n in exact.takes if n in found.early])
         other = [x for x in results if isinstance(x, fx.Node) and _outside(x, found)]
         self._late = _op_by_op(gm, leaving, other)
         self._programs: list[Program] = []
-        self._serving: dict[tuple[int, ...], tuple[Program, list[int]]] = {}
+        self._calls: dict[tuple[int, ...], Call] = {}
         self._failed: dict[tuple[int, ...], str] = {}
         self._told: set[str] = set()
-        self._program(now)
+        self._calls[tuple(now.values())] = self._find(now)
         self._promised = Promised(gm)
 
     def run(self) -> Runnable:
@@ -129,7 +144,7 @@ class Served:
     ) -> list[Capacities]:
         """Those of each length, by the inputs that it comes from."""
         rows = self._plan.masked.values()
-        tokens = max((sum(_number(n, now) for n in r.lengths) for r in rows), default=0)
+        tokens = max((sum(value_of(n, now) for n in r.lengths) for r in rows), default=0)
         tensors = [n for n in placeholders if isinstance(n.meta.get("val"), torch.Tensor)]
         out = []
         for length in self._plan.lengths:
@@ -140,35 +155,43 @@ class Served:
 
     def _serve(self, args: list[Any]) -> Sequence[Any]:
         """One call."""
-        now = self._values(args)
+        sizes = self._symbols.read(self._read, args)
+        if sizes not in self._calls:
+            self._calls[sizes] = self._find(dict(zip(self._read, sizes, strict=True)))
+        call = self._calls[sizes]
         values: dict[str, Any] = dict(zip(self._inputs, args, strict=True))
         args.clear()
         self._early(values)
-        program, capacities = self._program(now)
-        middle = self._middles[program.exact]
-        lengths = [_number(n, now) for n in self._plan.lengths]
-        having = dict(zip(self._plan.lengths, capacities, strict=True))
-        given: list[Any] = [self._given(values[n.name], n, having, now) for n in middle.takes]
+        middle = self._middles[call.program.exact]
+        given: list[Any] = [self._given(n.name, values[n.name], call) for n in middle.takes]
         device = given[0].device
         for i in middle.validity:
-            real = _real_rows(capacities[i], lengths[i], device)
-            given += [real, real[: capacities[i] // middle.units[i]]]
-        given.extend(middle.numbers(capacities, now))
-        found = list(program.run(given))
+            real, capacity = call.rows[self._plan.lengths[i]]
+            valid = _real_rows(capacity, real, device)
+            given += [valid, valid[: capacity // middle.units[i]]]
+        given.extend(call.numbers)
+        found = list(call.program.run(given))
         for (name, split), value in zip(self._splits.items(), found, strict=True):
-            values[name] = self._real(value, split, having, now)
+            values[name] = _only_real(value, split, call)
         self._late(values)
         return [values[x] if isinstance(x, str) else x for x in self._results]
 
-    def _program(self, now: dict[sympy.Symbol, int]) -> tuple[Program, list[int]]:
-        """What serves a call, and the capacities of its lengths; compiled if there is none yet."""
-        key = tuple(now.values())
-        if key not in self._serving:
-            self._serving[key] = self._find(now)
-        return self._serving[key]
+    def _find(self, now: dict[sympy.Symbol, int]) -> Call:
+        """What serves calls of these sizes; compiled if there is none yet."""
+        program, capacities = self._program(now)
+        having = dict(zip(self._plan.lengths, capacities, strict=True))
+        placed = (*self._fill.values(), *self._splits.values())
+        parts = {n for p in placed if isinstance(p, Shard) for n in p.seq.lengths}
+        rows: dict[Size, tuple[int, int]] = {}
+        for n in (*self._plan.lengths, *parts):
+            real = value_of(n, now)
+            rows[n] = (real, having.get(n, real))  # type: ignore[call-overload]
+        numbers = self._middles[program.exact].numbers(capacities, now)
+        return Call(program, rows, numbers)
 
-    def _find(self, now: dict[sympy.Symbol, int]) -> tuple[Program, list[int]]:
-        lengths = [_number(n, now) for n in self._plan.lengths]
+    def _program(self, now: dict[sympy.Symbol, int]) -> tuple[Program, list[int]]:
+        """What serves a call, and the capacities of its lengths."""
+        lengths = [value_of(n, now) for n in self._plan.lengths]
         fitting = [c.holding(n) for c, n in zip(self.capacities, lengths, strict=True)]
         if None not in fitting:
             capacities = [c for c in fitting if c is not None]
@@ -215,7 +238,7 @@ class Served:
             for n, placed in self._plan.placements.items()
             if any(isinstance(p, Shard) and length in p.seq.lengths for p in placed)
         )
-        number = _number(length, now)
+        number = value_of(length, now)
         text = f"a length of {number} runs with a capacity of {capacity} ({capacities})"
         if capacities == OFF:
             text = f"a length of {number} runs as it is: no capacities are set for it"
@@ -231,54 +254,43 @@ class Served:
             stacklevel=3,
         )
 
-    def _given(
-        self,
-        x: torch.Tensor,
-        node: fx.Node,
-        having: dict[Any, int],
-        now: dict[sympy.Symbol, int],
-    ) -> torch.Tensor:
+    def _given(self, name: str, x: torch.Tensor, call: Call) -> torch.Tensor:
         """A value as the middle takes it: with a row for all that there is capacity for.
 
         Rows like real ones go through all that real ones go through: they become no NaN, and no
         index out of range, unless those do. Attention gives them a weight of zero.
         """
-        if not resized(node):
+        if name not in self._fill:
             return x
-        split = self._plan.placement(node)
+        split = self._fill[name]
         if not isinstance(split, Shard):
             return x.contiguous()
-        parts, start, filled = [], 0, False
-        for n in split.seq.lengths:
-            real = _number(n, now)
+        parts, start = [], 0
+        for real, capacity in (call.rows[n] for n in split.seq.lengths):
             rows = x.narrow(split.dim, start, real)
             start += real
             parts.append(rows)
-            more = having.get(n, real) - real
-            if more:
+            if capacity > real:
                 shape = list(x.shape)
-                shape[split.dim] = more
+                shape[split.dim] = capacity - real
                 last = rows.narrow(split.dim, -1, 1) if real else x.new_zeros(())
                 parts.append(last.expand(shape))
-                filled = True
+        filled = len(parts) > len(split.seq.lengths)
         return torch.cat(parts, split.dim) if filled else x.contiguous()
 
-    def _real(
-        self, x: torch.Tensor, split: Any, having: dict[Any, int], now: dict[sympy.Symbol, int]
-    ) -> torch.Tensor:
-        """The real rows of a result."""
-        if not isinstance(split, Shard):
-            return x
-        parts, start, whole = [], 0, True
-        for n in split.seq.lengths:
-            real = _number(n, now)
-            size = having.get(n, real)
-            parts.append(x.narrow(split.dim, start, real))
-            start += size
-            whole = whole and size == real
-        if whole:
-            return x
-        return parts[0].clone() if len(parts) == 1 else torch.cat(parts, split.dim)
+
+def _only_real(x: torch.Tensor, split: Any, call: Call) -> torch.Tensor:
+    """The real rows of a result."""
+    if not isinstance(split, Shard):
+        return x
+    rows = [call.rows[n] for n in split.seq.lengths]
+    if all(real == capacity for real, capacity in rows):
+        return x
+    parts, start = [], 0
+    for real, capacity in rows:
+        parts.append(x.narrow(split.dim, start, real))
+        start += capacity
+    return parts[0].clone() if len(parts) == 1 else torch.cat(parts, split.dim)
 
 
 class _NotTracedError(Exception):
@@ -290,17 +302,11 @@ def _real_rows(capacity: int, length: int, device: torch.device) -> torch.Tensor
     return torch.arange(capacity, device=device) < length
 
 
-def _number(size: Any, now: dict[sympy.Symbol, int]) -> int:
-    if isinstance(size, int):
-        return size
-    return int(size.xreplace({s: sympy.Integer(now[s]) for s in size.free_symbols}))
-
-
 def _outside(node: fx.Node, found: Plan) -> bool:
     """Whether a result is computed outside of the middle."""
     if node.op == "placeholder":
         return False
-    return node in found.early or node in found.late or not yields_tensors(node)
+    return node in found.early or node in found.late or not tensors(node)
 
 
 def _leaving(gm: fx.GraphModule, found: Plan) -> list[fx.Node]:

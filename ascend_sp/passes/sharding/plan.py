@@ -62,6 +62,15 @@ def is_getitem(node: fx.Node) -> bool:
     )
 
 
+def picked(node: fx.Node) -> int | None:
+    """Which of the tensors of several results `node` picks; None if that result is no tensor."""
+    source, index = node.args
+    values = source.meta["val"]  # type: ignore[union-attr]
+    if not isinstance(values[index], torch.Tensor):
+        return None
+    return sum(isinstance(v, torch.Tensor) for v in values[:index])
+
+
 def call_of(node: fx.Node, placement: Callable[[int, fx.Node], Placement], world: int) -> Call:
     """`node` as the question that a rule answers; `placement(i, operand)` places its operands."""
     count = itertools.count()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import fx
 
 from ascend_sp.graph._pytorch import OpOverload
@@ -29,6 +28,7 @@ from ascend_sp.passes.sharding.plan import (
     call_of,
     is_getitem,
     operand_nodes,
+    picked,
     shapes,
 )
 from ascend_sp.passes.sharding.rules import Local, Reshard, Unsupported, answer, takes_padded
@@ -157,8 +157,7 @@ def visit(plan: Plan, node: fx.Node) -> None:
     if node.op == "output":
         return
     if node.op == "call_function" and is_getitem(node):
-        source, index = node.args
-        out: tuple[Placement, ...] = (_pick(plan, source, index),)  # type: ignore[arg-type]
+        out: tuple[Placement, ...] = (_pick(plan, node),)
     else:
         out = tuple(REPLICATE for _ in shapes(node))
     operands = operand_nodes(node) if node.op == "call_function" else []
@@ -190,13 +189,10 @@ def _seen(plan: Plan, node: fx.Node, x: fx.Node) -> Placement:
     return REPLICATE
 
 
-def _pick(plan: Plan, source: fx.Node, index: int) -> Placement:
-    found = plan.placements.get(source, ())
-    values = source.meta["val"]
-    tensor_index = sum(isinstance(v, torch.Tensor) for v in values[:index])
-    if not isinstance(values[index], torch.Tensor) or tensor_index >= len(found):
-        return REPLICATE
-    return found[tensor_index]
+def _pick(plan: Plan, node: fx.Node) -> Placement:
+    found = plan.placements.get(node.args[0], ())  # type: ignore[arg-type]
+    i = picked(node)
+    return REPLICATE if i is None or i >= len(found) else found[i]
 
 
 def _report(graph: fx.Graph, plan: Plan, ctx: PassContext) -> None:
