@@ -12,6 +12,9 @@ import hypothesis
 import pytest
 import torch
 
+from processes import collect_rarely
+
+collect_rarely()
 hypothesis.settings.register_profile(
     "ci",
     deadline=None,

@@ -288,7 +288,7 @@ def z_image(heads: int = 3, layers: int = 2, warm: bool = True) -> nn.Module:
         n_kv_heads=heads,
         cap_feat_dim=32,
         axes_dims=[4, 6, 6],
-        axes_lens=[256, 64, 64],
+        axes_lens=[1536, 64, 64],
     )
     if warm:
         model.rope_embedder(torch.zeros(1, 3, dtype=torch.int32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
 import os
 import queue
@@ -28,6 +29,12 @@ PRELOAD = [
 ]
 
 
+def collect_rarely() -> None:
+    """Keep Python's garbage collector from walking over all of PyTorch again and again."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
 @dataclass
 class Outcome:
     """What one rank returned, or the text of what it raised."""
@@ -40,6 +47,7 @@ def _main(
     fn: Callable[..., Any], rank: int, world: int, store: str, out: Any, args: tuple, env: dict
 ) -> None:
     os.environ.update(env)
+    collect_rarely()
     torch.set_num_threads(1)
     try:
         dist.init_process_group(

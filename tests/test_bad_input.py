@@ -168,6 +168,7 @@ def halves(rank: int, world: int) -> list[str]:
     return out
 
 
+@pytest.mark.slow
 def test_ranks_that_agree_in_two_halves() -> None:
     for inputs, others, none, lengths in (o.value for o in run(halves, 4)):
         for text in (lengths, inputs):

@@ -38,7 +38,7 @@ def compiled(options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         return run(x), model(x)
 
 
-@pytest.mark.parametrize("level", ["", "+"])
+@pytest.mark.parametrize("level", ["", pytest.param("+", marks=pytest.mark.slow)])
 def test_torch_logs_and_torch_trace(level: str, tmp_path: Path) -> None:
     env = os.environ | {
         "TORCH_LOGS": f"{level}ascend_sp",
@@ -178,6 +178,7 @@ def profiled(rank: int, world: int) -> list[tuple[list[str], int]]:
     return out
 
 
+@pytest.mark.slow
 def test_ranges_in_compiled_code() -> None:
     for (inductor, sent), again, eager in values(run(profiled, 2)):
         assert (inductor, sent) == again

@@ -55,9 +55,10 @@ def test_dump(tmp_path: Path) -> None:
             "08_gather_keys.py",
             "09_join_statistics.py",
             "10_split_features.py",
-            "11_pack_gathers.py",
-            "12_schedule_collectives.py",
-            "13_lower_attention.py",
+            "11_keep_weights.py",
+            "12_pack_gathers.py",
+            "13_schedule_collectives.py",
+            "14_lower_attention.py",
             "collectives.json",
             "compile_time.json",
             "dataflow.svg",
@@ -93,7 +94,7 @@ def test_dump(tmp_path: Path) -> None:
         assert "   -2  ascend_sp.split_attention.default" in head
     # A file runs by itself, in one process, as the rank that wrote it.
     folder = next(tmp_path.glob("graph_*/rank_1"))
-    for name in ("00_captured", "13_lower_attention"):
+    for name in ("00_captured", "14_lower_attention"):
         line = [sys.executable, str(folder / f"{name}.py")]
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)

@@ -63,6 +63,7 @@ def test_it_says_what_a_compile_does() -> None:
     assert "8 all-to-alls" in out.getvalue()
 
 
+@pytest.mark.slow
 def test_weights_of_a_class_of_their_own_stay_what_they_are(tmp_path: Path) -> None:
     model, inputs = quantise(flux(1, 1, 3)), flux_inputs(1, 17, 7)
     options = {"ranks": 2, "device": "cpu", "strategy": "separate", "dump_dir": str(tmp_path)}

@@ -136,7 +136,8 @@ OLD = ("inputs", "of its own", "not this", "out of range", "late", "no sharding 
 
 
 @pytest.mark.parametrize(
-    ("world", "target", "ends"), [(3, "eager", "refuses"), (2, "inductor", "dies")]
+    ("world", "target", "ends"),
+    [(3, "eager", "refuses"), pytest.param(2, "inductor", "dies", marks=pytest.mark.slow)],
 )
 def test_errors_name_their_own_cause(world: int, target: str, ends: str) -> None:
     lost = [1] if ends == "dies" else []

@@ -15,15 +15,15 @@ from simulator import Captured, capture, run_ranks, simulate
 
 TOLERANCE = 1e-5
 
-# batch, image tokens, text tokens, heads, guidance: even, uneven, shorter than the rank count. One
-# with all numbers of ranks, the others with those that are odd for them: each rank is a compile.
+# batch, image tokens, text tokens, heads, guidance: even, uneven, shorter than the rank count. Each
+# rank is a compile, so a few numbers of ranks run always, and the others with the slow tests.
 CASES = {
-    (1, 16, 8, 4, True): (1, 2, 3, 4, 8),
-    (1, 16, 1, 3, False): (2, 8),
-    (2, 1023, 7, 3, True): (3, 4),
-    (2, 64, 77, 8, False): (2, 3),
-    (1, 4096, 512, 2, True): (3,),
-    (1, 17, 1, 2, True): (3, 8),
+    (1, 16, 8, 4, True): ((), (1, 2, 3, 4, 8)),
+    (1, 16, 1, 3, False): ((2,), (8,)),
+    (2, 1023, 7, 3, True): ((3,), (4,)),
+    (2, 64, 77, 8, False): ((), (2, 3)),
+    (1, 4096, 512, 2, True): ((), (3,)),
+    (1, 17, 1, 2, True): ((), (3, 8)),
 }
 
 
@@ -42,11 +42,18 @@ def captured_flux(
     return capture(model, **inputs), reference
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_eager(case: tuple) -> None:
+@pytest.mark.parametrize(
+    ("case", "numbers"),
+    [
+        *((case, some) for case, (some, _) in CASES.items() if some),
+        *(pytest.param(case, more, marks=pytest.mark.slow) for case, (_, more) in CASES.items()),
+    ],
+    ids=str,
+)
+def test_equals_eager(case: tuple, numbers: tuple[int, ...]) -> None:
     captured, reference = captured_flux(*case)
     assert captured.graphs == 1
-    for ranks in CASES[case]:
+    for ranks in numbers:
         outputs, _, ctx, network = simulate(captured, ranks)
         assert worst(outputs, reference) <= TOLERANCE, ranks
         calls = {"all_to_all_single": 4 * 2, "all_gather_into_tensor": 1} if ranks > 1 else {}
@@ -66,13 +73,14 @@ def test_program_has_no_op_that_waits_for_a_size(ranks: int) -> None:
 
 
 @pytest.mark.parametrize("broken", [swapped, missing])
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_broken_all_to_all_is_noticed(broken: object, ranks: int) -> None:
     captured, reference = captured_flux(1, 33, 7, 4, True)
     outputs, *_ = simulate(captured, ranks, broken=broken)
     assert worst(outputs, reference) > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_bf16_differs_no_more_than_two_orders_of_summation(ranks: int) -> None:
     """The yardstick: eager against itself with the image tokens in another order."""
@@ -94,7 +102,8 @@ def test_bf16_differs_no_more_than_two_orders_of_summation(ranks: int) -> None:
     assert ours <= 1.5 * noise
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 8])
 def test_one_program_for_all_lengths(ranks: int) -> None:
     """dynamic=True: compiled at one resolution, right at another, even and uneven."""
     model = flux(1, 1, 3)

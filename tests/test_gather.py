@@ -25,7 +25,7 @@ KINDS = ("self", "causal", "grouped", "one group", "joint", "sliced")
 MASKS = ("B11S", "B1SS", "BHSS", "SS", "B1S1", "BH1S", "1S", "HSS")
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(
     kind=st.sampled_from(KINDS + MASKS),
     additive=st.booleans(),

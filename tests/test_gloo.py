@@ -42,7 +42,7 @@ def compile_flux(
         pytest.param(4, "eager", 64, 8, False, marks=pytest.mark.slow),
         pytest.param(4, "inductor", 1023, 7, False, marks=pytest.mark.slow),
         pytest.param(4, "eager", 1023, 7, False, marks=pytest.mark.slow),
-        (2, "inductor", 33, 7, False),
+        pytest.param(2, "inductor", 33, 7, False, marks=pytest.mark.slow),
         pytest.param(3, "eager", 16, 7, True, marks=pytest.mark.slow),
     ],
 )
@@ -75,6 +75,7 @@ def resolutions(rank: int, world: int) -> list[float]:
     return out
 
 
+@pytest.mark.slow
 def test_new_lengths_compile_once_more_and_then_never_again() -> None:
     for *errors, graphs in values(run(resolutions, 2, timeout=280)):
         assert max(errors) <= 1e-5
@@ -143,6 +144,7 @@ def compile_edit_models(
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "target", "captions"),
     [

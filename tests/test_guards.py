@@ -285,7 +285,10 @@ def numbers(rank: int, world: int, fault: str, folder: str, dynamic: bool) -> li
     return [*right, error_of(lambda: compiled(**options)(x()))]
 
 
-@pytest.mark.parametrize("fault", ["ulysses", "schedule_collectives", "lowering"])
+@pytest.mark.parametrize(
+    "fault",
+    ["ulysses", "lowering", pytest.param("schedule_collectives", marks=pytest.mark.slow)],
+)
 def test_numbers_that_differ(fault: str, tmp_path: Path) -> None:
     dynamic = fault == "schedule_collectives"
     got = values(run(numbers, 2, fault, str(tmp_path), dynamic))

@@ -15,9 +15,13 @@ from simulator import capture, simulate
 @pytest.mark.parametrize(
     ("build", "collectives"),
     [
-        (sd3, {"all_to_all_single": 8, "all_gather_into_tensor": 1}),
+        pytest.param(
+            sd3, {"all_to_all_single": 8, "all_gather_into_tensor": 1}, marks=pytest.mark.slow
+        ),
         (wan, {"all_to_all_single": 8, "all_gather_into_tensor": 1}),
-        (ltx, {"all_to_all_single": 8, "all_gather_into_tensor": 1}),
+        pytest.param(
+            ltx, {"all_to_all_single": 8, "all_gather_into_tensor": 1}, marks=pytest.mark.slow
+        ),
         # Cross attention is free; linear attention adds up, convolutions gather.
         (sana, {"all_reduce": 2, "all_gather_into_tensor": 3}),
     ],

@@ -34,7 +34,7 @@ def outputs(rank: int, world: int, target: str) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("target", ["eager", "inductor"])
+@pytest.mark.parametrize("target", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_block_returns_the_strides_of_eager(target: str) -> None:
     for found in values(run(outputs, 2, target)):
         for want, got, error in found:

@@ -137,7 +137,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+@pytest.mark.parametrize("ranks", [2, 3, 4, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_size_is_right(name: str, ranks: int, free: Config) -> None:
     make, sizes = MODELS[name]
@@ -199,7 +199,7 @@ def test_what_does_not_pay_stays_whole_and_says_so() -> None:
         assert bool(said) is not split
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_autoencoder(ranks: int, free: Config) -> None:
     model = vae()
     z, picture = torch.randn(1, 4, 9, 7), torch.randn(1, 3, 36, 28)
@@ -215,7 +215,8 @@ def test_an_autoencoder(ranks: int, free: Config) -> None:
         assert network.calls["all_to_all_single"] > 10
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_a_unet(ranks: int, free: Config) -> None:
     """As SDXL's: nothing here knows a VAE. All convolutions and attentions are split."""
     model, inputs = unet(), unet_inputs()

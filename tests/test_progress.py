@@ -37,14 +37,16 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def entries(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def entries() -> Iterator[list[str]]:
     """What the module writes to its log."""
     found: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
     progress.log.addHandler(handler)
-    monkeypatch.setattr(progress.log, "level", logging.INFO)
+    level = progress.log.level
+    progress.log.setLevel(logging.INFO)  # not the attribute: what a logger may say is cached
     yield found
+    progress.log.setLevel(level)
     progress.log.removeHandler(handler)
 
 

@@ -14,9 +14,8 @@ from models import qwen, qwen_inputs, z_image, z_image_inputs
 from simulator import Captured, capture, simulate
 
 TOLERANCE = 1e-5
-RANKS = (1, 2, 3, 8)
-"""Of the first case of each model; others run on `SOME`, since each rank is a compile."""
-SOME = (2, 3)
+RANKS = [(3,), pytest.param((1, 2, 8), marks=pytest.mark.slow)]
+"""Each rank is a compile: three, for which nothing is even, run always."""
 
 
 def gathers(ctx: PassContext) -> list[str]:
@@ -34,25 +33,32 @@ QWEN = {
     "mask that hides nothing": (1, ((4, 4), (3, 4)), 7, (7,)),
     "one token of text": (2, ((4, 4),), 1, (1, 1)),
 }
+SLOW = (
+    *("one reference", "text-to-image", "batch of 2"),
+    *("padded prompts", "all prompts padded", "mask that hides nothing"),
+)
 
 
+@pytest.mark.parametrize("numbers", RANKS, ids=str)
 @pytest.mark.parametrize(
     ("name", "layers", "zero_cond_t"),
     [
-        *((name, 1, False) for name in QWEN),
-        ("padded prompts", 2, False),
+        *((name, 1, False) for name in QWEN if name not in SLOW),
+        *(pytest.param(name, 1, False, marks=pytest.mark.slow) for name in SLOW),
+        pytest.param("padded prompts", 2, False, marks=pytest.mark.slow),
         ("padded prompts", 1, True),
-        ("two references, uneven", 1, True),
+        pytest.param("two references, uneven", 1, True, marks=pytest.mark.slow),
     ],
 )
-def test_qwen_equals_eager(name: str, layers: int, zero_cond_t: bool) -> None:
+def test_qwen_equals_eager(
+    name: str, layers: int, zero_cond_t: bool, numbers: tuple[int, ...]
+) -> None:
     model, inputs = qwen(3, layers, zero_cond_t), qwen_inputs(*QWEN[name])
     with torch.no_grad():
         reference = model(**inputs)[0]
     captured = capture(model, **inputs)
     assert captured.graphs == 1
-    first = name == next(iter(QWEN))
-    for ranks in RANKS if first else (*SOME, 8) if name == "one token of text" else SOME:
+    for ranks in numbers:
         outputs, programs, ctx, network = simulate(captured, ranks)
         assert worst(outputs, reference) <= TOLERANCE, ranks
         if ranks > 1:
@@ -107,12 +113,19 @@ Z_IMAGE = {
 }
 
 
-@pytest.mark.parametrize("name", Z_IMAGE)
-def test_z_image_equals_eager(name: str) -> None:
+@pytest.mark.parametrize("numbers", RANKS, ids=str)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "one",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in Z_IMAGE if name != "one"),
+    ],
+)
+def test_z_image_equals_eager(name: str, numbers: tuple[int, ...]) -> None:
     sizes, text = Z_IMAGE[name]
     captured, reference = captured_z_image(z_image(3, 1), sizes, text)
     assert captured.graphs == 1
-    for ranks in RANKS if name == next(iter(Z_IMAGE)) else SOME:
+    for ranks in numbers:
         outputs, programs, ctx, network = simulate(captured, ranks)
         assert worst(outputs, reference) <= TOLERANCE, ranks
         if ranks == 1:
@@ -129,7 +142,8 @@ def test_z_image_equals_eager(name: str) -> None:
         assert all("rnn.py" in n.source for n in between)
 
 
-@pytest.mark.parametrize("ranks", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [4, 8])
 def test_z_image_has_30_heads(ranks: int) -> None:
     captured, reference = captured_z_image(z_image(30, 1), ((12, 16),), (9,))
     outputs, _, _, network = simulate(captured, ranks)
@@ -137,6 +151,7 @@ def test_z_image_has_30_heads(ranks: int) -> None:
     assert network.calls == {"all_to_all_single": 4 * 3, "all_gather_into_tensor": 1}
 
 
+@pytest.mark.slow
 def test_a_bf16_model_rotates_in_float32() -> None:
     model = qwen(3, 1, dtype=torch.bfloat16)
     inputs = qwen_inputs(2, mask=(7, 4), dtype=torch.bfloat16)

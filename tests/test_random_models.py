@@ -166,8 +166,8 @@ def report(found: Counter) -> None:
 
 
 def test_random_programs() -> None:
-    found = prove(25, first=1, most=3)
-    assert found["programs"] >= 24
+    found = prove(6, first=1, most=3)
+    assert found["programs"] >= 5
     report(found)
 
 
@@ -188,7 +188,8 @@ def test_one_value_that_is_queries_and_keys() -> None:
     check_program(Program((9,), (Mix(0, "fold"), Attend((0,))), ranks=8, batch=2))
 
 
-@pytest.mark.parametrize("lengths", [(9, 2), pytest.param((3, 2), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", [(9, 2), (3, 2)])
 def test_a_symbol_that_gets_a_value_while_the_graph_is_rewritten(lengths: tuple[int, ...]) -> None:
     """A stream as long as the batch has its symbol; on a shard of one row, its value is known.
 

@@ -112,7 +112,7 @@ def _first(out: Any) -> torch.Tensor:
     [
         ("flux", 2, "eager", None),
         pytest.param("flux", 2, "eager", 0.7, marks=pytest.mark.slow),
-        ("qwen", 3, "eager", None),
+        pytest.param("qwen", 3, "eager", None, marks=pytest.mark.slow),
         pytest.param("flux", 2, "inductor", 0.7, marks=pytest.mark.slow),
         pytest.param("z_image", 2, "eager", None, marks=pytest.mark.slow),
         pytest.param("flux", 4, "eager", None, marks=pytest.mark.slow),
@@ -140,7 +140,6 @@ def test_the_same_bits_as_with_whole_weights(
 @pytest.mark.parametrize(
     ("name", "ranks"),
     [
-        ("flux", 2),
         *(pytest.param(m, p, marks=pytest.mark.slow) for m in ALL for p in (2, 3, 4)),
     ],
 )
@@ -239,6 +238,7 @@ def loaded(rank: int, world: int, folder: str) -> tuple[float, int, int, int]:
     return (got - want).abs().max().item(), held, read.bytes_read, sharded.local_bytes
 
 
+@pytest.mark.slow
 def test_weights_are_read_shard_by_shard(tmp_path: Path) -> None:
     flux(1, 1).save_pretrained(tmp_path / "model", max_shard_size="100KB")
     for error, held, read, local in values(run(loaded, 2, str(tmp_path / "model"))):

@@ -43,6 +43,7 @@ def _within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 @needs_link
+@pytest.mark.slow
 def test_the_link_takes_as_long_as_its_rate_says() -> None:
     with namespaces.SlowLink() as link, Ranks(link) as ranks:
         link.limit(RATE)
@@ -73,6 +74,7 @@ def test_nothing_is_left_behind() -> None:
 
 
 @needs_link
+@pytest.mark.slow
 def test_nothing_is_left_behind_by_a_benchmark_that_is_killed() -> None:
     code = (
         "import namespaces, ranks, time\n"
@@ -151,6 +153,7 @@ def _spin(seconds: float) -> float:
     return time.thread_time() - used
 
 
+@pytest.mark.slow
 def test_a_thread_gets_its_share_of_a_core_and_no_more() -> None:
     with ThreadPoolExecutor(1) as other:
         other.submit(_spin, 0.0).result()  # threads start in the group of who starts them
@@ -167,6 +170,7 @@ def test_a_thread_gets_its_share_of_a_core_and_no_more() -> None:
     assert not group.folder.exists()
 
 
+@pytest.mark.slow
 def test_what_serves_the_sockets_goes_first() -> None:
     with ExitStack() as stack:
         try:

@@ -73,6 +73,7 @@ def broken(rank: int, world: int) -> float:
     return off([fast(x), fast(x), fast(x)], [want] * 3)
 
 
+@pytest.mark.slow
 def test_graphs_between_graph_breaks_hold_other_heads_on_each_rank() -> None:
     assert max(values(run(broken, 2))) <= LIMIT
 
@@ -104,6 +105,7 @@ def later(rank: int, world: int) -> dict:
     return {"off": max(got), "breaks": breaks, "left": left}
 
 
+@pytest.mark.slow
 def test_a_part_that_is_first_called_after_compiling() -> None:
     """Its proof breaks that call's graph; the graphs of later calls are whole."""
     for got in values(run(later, 2)):

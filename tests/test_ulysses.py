@@ -34,7 +34,7 @@ def check(
     assert sum(network.calls.values()) == all_to_alls + gathers, network.calls
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     batch=st.integers(1, 2),
     length=st.integers(2, 40),
@@ -46,7 +46,7 @@ def test_self_attention(batch: int, length: int, heads: int, ranks: int) -> None
     check(SelfAttention(4 * heads, heads), x, ranks=ranks, all_to_alls=8)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     batch=st.integers(1, 2),
     image=st.integers(1, 30),
@@ -59,7 +59,7 @@ def test_joint_attention(batch: int, image: int, text: int, heads: int, ranks: i
     check(JointAttention(12, heads), a, b, ranks=ranks, all_to_alls=8)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     length=st.integers(2, 30),
     ranks=RANKS,
@@ -71,14 +71,14 @@ def test_grouped_heads(length: int, ranks: int, heads_groups: tuple[int, int]) -
     check(SelfAttention(4 * heads, heads, groups), x, ranks=ranks, all_to_alls=8)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(length=st.integers(2, 30), ranks=RANKS)
 def test_causal_attention(length: int, ranks: int) -> None:
     x = torch.randn(1, length, 12)
     check(SelfAttention(12, 3), x, None, True, ranks=ranks, all_to_alls=8)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(
     kind=st.sampled_from(["B11S", "B1SS", "BHSS", "SS", "1HSS", "B1S1", "BH1S", "1S", "HSS"]),
     additive=st.booleans(),
@@ -95,7 +95,7 @@ def test_masks(kind: str, additive: bool, image: int, text: int, heads: int, ran
     check(JointAttention(12, heads), a, b, mask, ranks=ranks, all_to_alls=8)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     batch=st.integers(1, 2),
     image=st.integers(2, 30),
@@ -114,7 +114,7 @@ def test_cross_attention_with_whole_keys_costs_nothing(
     check(CrossAttention(12, 3), a, b, mask, ranks=ranks, all_to_alls=4)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(length=st.integers(2, 30), share=st.floats(0.1, 0.9), ranks=RANKS)
 def test_a_slice_inside_the_sequence_makes_segments(length: int, share: float, ranks: int) -> None:
     keep = min(length - 1, max(1, int(length * share)))

@@ -112,7 +112,9 @@ def whole_compile(rank: int, world: int, joint: bool, target: str) -> list[float
     return [(compiled(*inputs(n)) - model(*inputs(n))).abs().max().item() for n in (5, 1, TEXT, 2)]
 
 
-@pytest.mark.parametrize(("joint", "target"), [(True, "inductor"), (False, "eager")])
+@pytest.mark.parametrize(
+    ("joint", "target"), [pytest.param(True, "inductor", marks=pytest.mark.slow), (False, "eager")]
+)
 def test_real_ranks_and_other_numbers_with_the_same_program(joint: bool, target: str) -> None:
     for errors in values(run(whole_compile, 2, joint, target)):
         assert max(errors) <= 1e-5

@@ -117,6 +117,7 @@ def compiled(rank: int, world: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_packing_values_is_no_kernel_of_its_own() -> None:
     for with_it, without in values(run(compiled, 2, timeout=240)):
         assert with_it == 0

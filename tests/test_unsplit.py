@@ -27,6 +27,19 @@ from toy import Attention, Block, SelfAttention
 X = torch.randn(1, 16, 12, generator=torch.Generator().manual_seed(0))
 
 
+class Stack(nn.Module):
+    """Blocks that are compiled one by one, as `compile_repeated_blocks` does it."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(SelfAttention(12, 3) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
 class Heads(nn.Module):
     """Queries, keys and values of three heads; what attends is another class's."""
 
@@ -316,6 +329,30 @@ def test_large_models_are_told_of_by_what_the_pieces_cost() -> None:
     assert "may not gain in one graph" not in remark
     with pytest.raises(ascend_sp.UnshardedError, match="saves little"):
         wide(lambda: Wide(True), on_unsharded="error")
+
+
+def blocks_alone(rank: int, world: int, blocks: int) -> tuple[list[str], float]:
+    torch.manual_seed(0)
+    model = Stack(blocks)
+    options = {"target": "eager", "strategy": "separate"}
+    want = model(X)
+    for block in model.blocks:
+        block.compile(backend="ascend_sp", options=options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            error = (model(X) - want).abs().max().item()
+    return [str(w.message) for w in caught if "ascend_sp" in str(w.message)], error
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_blocks_that_are_compiled_one_by_one_are_told_of_once(blocks: int) -> None:
+    for told, error in values(run(blocks_alone, 2, blocks)):
+        assert error < 1e-5
+        assert len(told) == (1 if blocks > 2 else 0)
+        for text in told:
+            assert "SelfAttention is compiled by itself and called with the weights of" in text
+            assert "torch.compile(pipe.transformer" in text
 
 
 def test_one_model_is_told_of_once_however_many_places_break_it() -> None:

@@ -75,7 +75,7 @@ def program(x: Tensor, home: Any, want: Window, size: int, t: Topology) -> fx.Gr
     return gm
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(home=homes(), want=windows(), world=st.integers(1, 5), data=st.data())
 def test_every_rank_gets_the_rows_of_its_window(
     home: Any, want: Window, world: int, data: st.DataObject

@@ -339,9 +339,14 @@ class FreshSizes:
 
     Args:
         hints: the value of each in the call that is compiled.
+
+    Raises:
+        ValueError: one of these is less than 1.
     """
 
     def __init__(self, hints: Sequence[int]) -> None:
+        if min(hints, default=1) < 1:
+            raise ValueError(f"a size of 0 among {list(hints)}")
         # Not the same symbol for equal hints, and none made a constant for being 1.
         self._env = ShapeEnv(duck_shape=False)
         self.mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
@@ -367,4 +372,6 @@ class FreshSizes:
     def holds(self, values: Sequence[int]) -> bool:
         """Whether all that was assumed of the symbols since is so for other values, too."""
         given = dict(zip(self.symbols, map(sympy.Integer, values), strict=True))
-        return all(g.expr.xreplace(given) == sympy.true for g in self._env.guards)
+        return min(values, default=1) >= 1 and all(
+            g.expr.xreplace(given) == sympy.true for g in self._env.guards
+        )

@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx
 
 from ascend_sp.compiler import _pytorch, targets
+from ascend_sp.compiler.blocks import watched
 from ascend_sp.compiler.config import Config
 from ascend_sp.compiler.numerics.check import NumericCheck
 from ascend_sp.compiler.pieces import Pieces
@@ -168,7 +169,8 @@ def lower(
                 facts = {"target": a.target.name, "refused": why, "collectives": rows}
                 guards.agree(ctx.topology, facts, config.check_timeout, guards.ORDER)
         if run is not None:
-            return Lowered(promised.kept_by(run), program, _kept(a.ctx))
+            run = watched(promised.kept_by(run), pieces.name, static_inputs, a.ctx)
+            return Lowered(run, program, _kept(a.ctx))
         attempts.refuse(a.target, why)
     raise AssertionError("the last target takes every graph")
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx, py_sym_types
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
 
@@ -48,8 +48,10 @@ __all__ = [
     "FakeTensorMode",
     "FloorDiv",
     "HigherOrderOperator",
+    "Mod",
     "OpOverload",
     "OptimizedPythonReferenceAnalysis",
+    "PythonMod",
     "decompositions",
     "enable_python_dispatcher",
     "encoder_layer",

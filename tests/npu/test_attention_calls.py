@@ -324,6 +324,7 @@ def error(a: Any, b: Any) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+@pytest.mark.slow
 def test_diffusers_backend(tmp_path: Path) -> None:
     for (exact, single), (eager, half) in simulated_npu.run(
         run_flux, 2, str(tmp_path), timeout=200

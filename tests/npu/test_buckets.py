@@ -10,6 +10,8 @@ import simulated_npu
 import torch
 from test_lengths import Joint
 
+from prompts import CAPACITY, MODELS, answer
+
 LENGTHS = (7, 9, 12, 5, 17, 33, 40, 64)
 CAPACITIES = 4
 """Of 16 rows: 16, 32, 48, 64."""
@@ -41,10 +43,32 @@ def serve(rank: int, world: int, target: str, buckets: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("target", "buckets"), [("npugraph_ex", 16), ("torchair", 16), ("npugraph_ex", "auto")]
+    ("target", "buckets"),
+    [
+        *(("npugraph_ex", 16), ("torchair", 16)),
+        pytest.param("npugraph_ex", "auto", marks=pytest.mark.slow),
+    ],
 )
 def test_all_lengths(target: str, buckets: Any) -> None:
     for found in simulated_npu.run(serve, 2, target, buckets, timeout=300):
         assert found["worst"] < 1e-5
         assert found["programs"] == 1
         assert found["captures"] == (CAPACITIES if target == "npugraph_ex" else 0)
+
+
+def answer_prompts(rank: int, world: int, name: str, target: str) -> dict[str, Any]:
+    import cannsim
+
+    options = {"target": target, "buckets": CAPACITY}
+    found = answer(name, options, "npu", eager=True)
+    return {**found, "captures": len(cannsim.trace.captured_graphs())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["npugraph_ex", "torchair"])
+@pytest.mark.parametrize("name", MODELS)
+def test_sixty_prompts(name: str, target: str) -> None:
+    for found in simulated_npu.run(answer_prompts, 2, name, target, timeout=1500):
+        assert found["worst"] < 1e-5
+        assert found["compiles"] <= 2
+        assert found["captures"] <= (8 if target == "npugraph_ex" else 0)

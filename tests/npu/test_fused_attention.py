@@ -183,6 +183,7 @@ def run_joint(rank: int, world: int, folder: str) -> dict[str, list[Any]]:
     return results
 
 
+@pytest.mark.slow
 def test_on_two_ranks(tmp_path: Path) -> None:
     x, *masks = joint_inputs()
     want = joint(x.float(), *masks)

@@ -155,6 +155,7 @@ def on_an_old_cann(rank: int, world: int) -> dict[str, Any]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "engine", "all_to_all", "fused"),
     [

@@ -130,6 +130,7 @@ def serve(rank: int, world: int, target: str) -> tuple[list[int], int, float]:
     return made, len(cannsim.trace.captured_graphs()), worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["npugraph_ex", "torchair"])
 def test_programs_serve_all_lengths(target: str) -> None:
     for made, captured, worst in simulated_npu.run(serve, 2, target, timeout=300):

@@ -75,13 +75,15 @@ def check_graph(graph: Any, dtype: torch.dtype, world: int) -> None:
 
 
 @pytest.mark.parametrize("target", MODES)
-@pytest.mark.parametrize("world", [1, 2])
-def test_models(references: dict, target: str, world: int) -> None:
-    cases = [(name, "uneven", torch.float32) for name in ("flux", "qwen", "z_image")]
-    if world == 2:
-        cases += [(name, case, torch.bfloat16) for name, case in INPUTS if case == "even"]
-    else:
-        cases += [("flux", "even", torch.bfloat16)]
+@pytest.mark.parametrize(
+    ("world", "every"),
+    [(2, False), *(pytest.param(w, True, marks=pytest.mark.slow) for w in (1, 2))],
+)
+def test_models(references: dict, target: str, world: int, every: bool) -> None:
+    uneven = ("flux", "qwen", "z_image") if every else ("z_image",)
+    even = [name for name, case in INPUTS if case == "even" and (every or name == "flux")]
+    cases = [(name, "uneven", torch.float32) for name in uneven]
+    cases += [(name, "even", torch.bfloat16) for name in even]
     every = simulated_npu.run(compile_models, world, target, cases, timeout=500)
     for results in every:
         for (name, case, dtype), result in zip(cases, results, strict=True):

@@ -43,7 +43,8 @@ def compile_turned(rank: int, world: int, target: str, dynamic: bool) -> list[An
 
 
 @pytest.mark.parametrize(
-    "target", [pytest.param("eager", marks=pytest.mark.slow), "npugraph_ex", "torchair"]
+    "target",
+    ["npugraph_ex", *(pytest.param(t, marks=pytest.mark.slow) for t in ("eager", "torchair"))],
 )
 def test_strides(target: str) -> None:
     for dynamic in (False, True):

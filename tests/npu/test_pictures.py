@@ -46,7 +46,7 @@ SLOW = pytest.mark.slow
     ("target", "dtype"),
     [
         ("npugraph_ex", torch.bfloat16),
-        ("torchair", torch.float32),
+        pytest.param("torchair", torch.float32, marks=SLOW),
         pytest.param("npugraph_ex", torch.float32, marks=SLOW),
         pytest.param("torchair", torch.bfloat16, marks=SLOW),
     ],

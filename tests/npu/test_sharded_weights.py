@@ -34,7 +34,9 @@ def sharded(rank: int, world: int, target: str) -> tuple[float, int, int]:
     return error, held, total
 
 
-@pytest.mark.parametrize("target", ["npugraph_ex", "torchair"])
+@pytest.mark.parametrize(
+    "target", ["npugraph_ex", pytest.param("torchair", marks=pytest.mark.slow)]
+)
 def test_the_same_bits(target: str) -> None:
     for error, held, total in simulated_npu.run(sharded, 2, target, timeout=200):
         assert error == 0

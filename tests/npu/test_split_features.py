@@ -42,7 +42,9 @@ def compile_model(rank: int, world: int, target: str) -> list[float]:
     return errors
 
 
-@pytest.mark.parametrize("target", ["npugraph_ex", "torchair"])
+@pytest.mark.parametrize(
+    "target", ["npugraph_ex", pytest.param("torchair", marks=pytest.mark.slow)]
+)
 def test_the_same_values(target: str) -> None:
     for errors in simulated_npu.run(compile_model, 2, target, timeout=200):
         assert max(errors) <= 1e-5

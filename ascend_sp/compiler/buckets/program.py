@@ -22,7 +22,7 @@ from ascend_sp.graph.arguments import position_of
 from ascend_sp.graph.attention import Attention
 from ascend_sp.graph.emitter import Emitter, as_shape_of
 from ascend_sp.graph.layout import Sequence as Rows
-from ascend_sp.graph.sizes import Size, as_size, symbols_of
+from ascend_sp.graph.sizes import Size, as_size, symbols_of, value_of
 from ascend_sp.passes.sharding.plan import tensors
 from ascend_sp.runtime.errors import LoweringError
 
@@ -115,11 +115,12 @@ class Middle:
         """Values that come from outside."""
         self.validity = [i for i, u in enumerate(units) if u > 1]
         """The lengths of which it is told which rows are real, by position: ``bool [capacity]``."""
-        left: set[sympy.Symbol] = set()
-        for node in (*self.takes, *self.nodes):
-            left |= symbols_of(self._without_lengths(s) for s in sizes_of(node))
+        left: set[sympy.Expr] = set()
+        found = {s for n in (*self.takes, *self.nodes) for s in map(as_size, sizes_of(n))}
+        for size in found:
+            left |= self._others_in(self._without_lengths(size))
         self.others = sorted(left, key=str)
-        """Symbols of the graph that are in no length: a batch, for instance."""
+        """What else sizes are sums and products of: a batch, rows that fill up a picture."""
 
     def _nodes(self) -> list[fx.Node]:
         """What is needed of the middle, in order."""
@@ -136,10 +137,26 @@ class Middle:
         """`size`, each length in it made a number."""
         return _replaced(as_size(size), dict.fromkeys(self.plan.lengths, sympy.Integer(0)))
 
+    def _others_in(self, size: Size) -> set[sympy.Expr]:
+        """Symbols, and what is calculated of them by other functions (quotients, remainders).
+
+        Such a function is one number to the program: its text is nothing that npugraph_ex reads
+        everywhere (torch_npu 2.13.0), and sizes that are sums and products stay so behind views.
+        """
+        if isinstance(size, int):
+            return set()
+        out: set[sympy.Expr] = set()
+        of_lengths = symbols_of(self.plan.lengths)
+        for f in sorted(size.atoms(sympy.core.function.Application), key=lambda f: -f.count_ops()):
+            if size.has(f) and not symbols_of([f]) & of_lengths:
+                out.add(f)
+                size = size.xreplace({f: sympy.Integer(1)})
+        return out | symbols_of([size])
+
     def numbers(self, capacities: Sequence[int], now: Mapping[sympy.Symbol, int]) -> list[int]:
         """What a program is told of `capacities`, and of the other symbols as they are `now`."""
         units = [c // u for c, u in zip(capacities, self.units, strict=True)]
-        return [*units, *(now[s] for s in self.others)]
+        return [*units, *(value_of(s, now) for s in self.others)]
 
     def trace(self, numbers: Sequence[int]) -> Sized:
         """The middle for these numbers.

@@ -14,6 +14,7 @@ from torch import fx
 from ascend_sp.compiler._pytorch import own_tracing_context
 from ascend_sp.compiler.buckets.plan import Plan, plan
 from ascend_sp.compiler.buckets.program import Middle, Sized, part, resized
+from ascend_sp.compiler.buckets.remainders import drop_zero_remainders
 from ascend_sp.compiler.capacities import OFF, Buckets, Capacities
 from ascend_sp.compiler.input_symbols import InputSymbols
 from ascend_sp.compiler.strides import Promised, keep_strides
@@ -43,6 +44,7 @@ def serve(
     """
     if buckets.off() or (buckets.automatic() and not captured):
         return compile_(gm, inputs, names, ())
+    drop_zero_remainders(gm)
     found, reasons = plan(gm)
     notes = [
         Note(NoteKind.CAPACITY, n.name, str(n.target), f"has no capacity: {why}", source_line(n))

@@ -24,17 +24,38 @@ from ascend_sp.runtime._pytorch import group_by_name, tag_of
 from ascend_sp.runtime.errors import LoweringError
 from ascend_sp.runtime.npu import DEVICE
 
+SIZE_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "Max": lambda *sizes: functools.reduce(torch.sym_max, sizes),
+    "Min": lambda *sizes: functools.reduce(torch.sym_min, sizes),
+}
+"""What PyTorch writes in sizes that are calculated, beside Python's operators."""
+
 
 def npugraph_ex(
     gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int]
 ) -> Callable[..., Any]:
     """``torch.npu.npugraph_ex.compile_fx`` on a finished ATen graph."""
     backend: Any = torch.npu.npugraph_ex  # type: ignore[attr-defined]
+    _name_size_functions()
     inputs = _marked(inputs, static_inputs)
     with _pytorch.own_tracing_context(inputs):
         # A replay writes to the memory of the one before; a caller may still hold that result
         # (classifier-free guidance calls twice before it uses either).
         return backend.compile_fx(gm, list(inputs), {"clone_output": True})
+
+
+def _name_size_functions() -> None:
+    """Add what is missing where npugraph_ex evaluates the text of a size.
+
+    There it is a `NameError` (torch_npu 2.13.0).
+    """
+    import torch_npu.dynamo  # type: ignore[import-not-found]  # noqa: F401
+
+    where = importlib.import_module("npugraph_ex._acl_concrete_graph.acl_graph")
+    for name, function in SIZE_FUNCTIONS.items():
+        vars(where).setdefault(name, function)
 
 
 def has_view_option() -> bool:

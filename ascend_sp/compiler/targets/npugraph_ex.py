@@ -18,6 +18,7 @@ from ascend_sp.compiler.targets.base import Runnable, Target
 from ascend_sp.compiler.targets.host import split_host, stays_on_host
 from ascend_sp.graph._pytorch import OpOverload, free_unbacked_symbols, has_kernel, tree_leaves
 from ascend_sp.graph.context import is_random
+from ascend_sp.passes.npu.factories import give_factories_a_tensor
 from ascend_sp.runtime.npu import DEVICE, Ascend
 from ascend_sp.runtime.ops import STARTS
 
@@ -35,6 +36,7 @@ def lower(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int
     groups = {n.args[-1] for n in gm.graph.nodes if n.target in STARTS}
     for name in sorted(map(str, groups)):
         _torch_npu.make_communicator(name)
+    give_factories_a_tensor(gm)
     parts = split_host(gm, inputs)
     return parts.run_with(
         _torch_npu.npugraph_ex(parts.device, parts.inputs, parts.static(static_inputs))

@@ -89,6 +89,15 @@ def _size_by_value(op: Any, args: Any) -> bool:
     return True
 
 
+def _first_rows(values: Any) -> Any:
+    """The same with all indices zero."""
+    integers = (torch.int32, torch.int64)
+    return tree_map(
+        lambda x: torch.zeros_like(x) if isinstance(x, Tensor) and x.dtype in integers else x,
+        values,
+    )
+
+
 class _Kernel:
     """One op on npu tensors."""
 
@@ -123,7 +132,14 @@ class _Kernel:
         cpu_written = self._written_arguments(cpu_args, cpu_kwargs)
         capture.will_write(*(c for w, c in zip(written, cpu_written, strict=True) if on_device(w)))
         run = functools.partial(self.run, *cpu_args, **cpu_kwargs)
-        result = run()
+        try:
+            result = run()
+        except IndexError:
+            if not capture.capturing():
+                raise
+            # A device computes nothing here: inputs are filled before the first replay, and until
+            # then indices may be anything.
+            result = self.run(*_first_rows(cpu_args), **_first_rows(cpu_kwargs))
         resized = self._give_back_sizes(written, cpu_written)
         back = {id(c): w for w, c in zip(written, cpu_written, strict=True)}
         fresh: list[Tensor] = []
