@@ -21,8 +21,8 @@ def drop_zero_remainders(gm: fx.GraphModule) -> None:
     """Have fake values of `gm` that have such a remainder in a size say it without that."""
     known: dict[sympy.Expr, bool] = {}
     for node in gm.graph.nodes:
-        if node.op == "call_function":
-            node.meta["val"] = _value(node.meta.get("val"), known)
+        if node.op == "call_function" and "val" in node.meta:
+            node.meta["val"] = _value(node.meta["val"], known)
 
 
 def _value(value: Any, known: dict[sympy.Expr, bool]) -> Any:
