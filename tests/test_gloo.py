@@ -122,6 +122,7 @@ def without_exchange(rank: int, world: int) -> float:
     return error(compiled(**inputs)[0], model(**inputs)[0])
 
 
+@pytest.mark.slow
 def test_an_all_to_all_that_does_nothing_is_noticed() -> None:
     assert min(values(run(without_exchange, 2))) > 1e-3
 

@@ -22,6 +22,7 @@ def drawn(tmp_path: Path) -> str:
     return svg
 
 
+@pytest.mark.slow
 def test_flux(tmp_path: Path) -> None:
     options = {"ranks": 2, "dump_dir": str(tmp_path), "strategy": "separate"}
     (report,) = ascend_sp.explain(

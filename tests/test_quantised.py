@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -57,6 +58,7 @@ def compile_flux(rank: int, world: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_dynamic_int8() -> None:
     linears = flux(1, 1, 3)
     # Embeddings of image and text; q, k, v, out and an MLP of two for each stream; q, k, v, MLP and

@@ -74,10 +74,12 @@ def check_graph(graph: Any, dtype: torch.dtype, world: int) -> None:
             assert not any(o.type == "Transpose" for o in users) or world > 1
 
 
-@pytest.mark.parametrize("target", MODES)
 @pytest.mark.parametrize(
-    ("world", "every"),
-    [(2, False), *(pytest.param(w, True, marks=pytest.mark.slow) for w in (1, 2))],
+    ("target", "world", "every"),
+    [
+        ("npugraph_ex", 2, False),
+        *(pytest.param(t, w, True, marks=pytest.mark.slow) for t in MODES for w in (1, 2)),
+    ],
 )
 def test_models(references: dict, target: str, world: int, every: bool) -> None:
     uneven = ("flux", "qwen", "z_image") if every else ("z_image",)

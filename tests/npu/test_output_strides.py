@@ -42,10 +42,8 @@ def compile_turned(rank: int, world: int, target: str, dynamic: bool) -> list[An
     return found
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["npugraph_ex", *(pytest.param(t, marks=pytest.mark.slow) for t in ("eager", "torchair"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["eager", "npugraph_ex", "torchair"])
 def test_strides(target: str) -> None:
     for dynamic in (False, True):
         for found in simulated_npu.run(compile_turned, 2, target, dynamic, timeout=200):
