@@ -220,8 +220,8 @@ def real_ranks(rank: int, world: int, name: str, target: str) -> dict[str, Any]:
 def test_sixty_prompts(name: str, world: int, target: str) -> None:
     for found in values(run(real_ranks, world, name, target, timeout=1500)):
         assert found["worst"] < TOLERANCE
-        # Z-Image fills captions up by itself; to Dynamo those that are full are another graph.
-        assert found["compiles"] <= (2 if name == "z_image" else 1)
+        # Z-Image fills captions up by itself; those that lack no row, or one, are other graphs.
+        assert found["compiles"] <= (3 if name == "z_image" else 1)
 
 
 def test_a_bad_option_names_what_is_allowed() -> None:

@@ -70,5 +70,7 @@ def answer_prompts(rank: int, world: int, name: str, target: str) -> dict[str, A
 def test_sixty_prompts(name: str, target: str) -> None:
     for found in simulated_npu.run(answer_prompts, 2, name, target, timeout=1500):
         assert found["worst"] < 1e-5
-        assert found["compiles"] <= 2
-        assert found["captures"] <= (8 if target == "npugraph_ex" else 0)
+        # Z-Image fills captions up by itself; those that lack no row, or one, are other graphs.
+        programs = 3 if name == "z_image" else 1
+        assert found["compiles"] <= programs
+        assert found["captures"] <= (8 * programs if target == "npugraph_ex" else 0)
