@@ -71,9 +71,10 @@ class Sized:
     """The middle, traced for some capacities.
 
     It takes values from outside, then of each length with capacities which rows are real, ``bool
-    [capacity]``, and as many values as there are units, which nothing reads: torchair finds the
-    value of a symbol as the size of a tensor; a number that is no tensor's size comes with another
-    shape than its graph says (torch_npu 2.13.0). Last come the numbers themselves.
+    [capacity]``, and as many values as there are units, which nothing reads; then as many as each
+    other number says. Torchair finds the value of a symbol as the size of a tensor, and a number
+    that is no tensor's size comes with another shape than its graph says (torch_npu 2.13.0). Last
+    come the numbers themselves.
     """
 
     gm: fx.GraphModule
@@ -206,6 +207,9 @@ class _Trace:
                 f"valid_{i}", self._bools(self._size(lengths[i]), device)
             )
             self._input(f"rows_{i}", self._bools(self.fresh.sizes[i], device))
+        for i, number in enumerate(self.fresh.sizes):
+            if i not in m.validity:
+                self._input(f"rows_{i}", self._bools(number, device))
         for i, number in enumerate(self.fresh.sizes):
             self._input(f"units_{i}", number)
         output = self.graph.output(())

@@ -171,6 +171,9 @@ class Served:
             real, capacity = call.rows[self._plan.lengths[i]]
             valid = _real_rows(capacity, real, device)
             given += [valid, valid[: capacity // middle.units[i]]]
+        unread = (n for i, n in enumerate(call.numbers) if i not in middle.validity)
+        # Ranks compare what they are given, so not anything.
+        given += [torch.zeros(n, dtype=torch.bool, device=device) for n in unread]
         given.extend(call.numbers)
         found = list(call.program.run(given))
         for (name, split), value in zip(self._splits.items(), found, strict=True):
