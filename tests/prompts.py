@@ -41,8 +41,8 @@ MODELS = {
 def answer(name: str, options: dict[str, Any], device: str, *, eager: bool) -> dict[str, Any]:
     """Seconds for all requests, compiles, and the largest difference to the model itself.
 
-    That anything falls back is an error. Without `eager` nothing is
-    compared, and Dynamo may compile as often as there are requests.
+    That anything falls back is an error. Without `eager` nothing is compared, and Dynamo may
+    compile as often as there are requests.
     """
     from torch._dynamo.utils import counters
 

@@ -139,9 +139,7 @@ def test_the_same_bits_as_with_whole_weights(
 
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [
-        *(pytest.param(m, p, marks=pytest.mark.slow) for m in ALL for p in (2, 3, 4)),
-    ],
+    [pytest.param(m, p, marks=pytest.mark.slow) for m in ALL for p in (2, 3, 4)],
 )
 def test_any_model_any_ranks_any_budget(name: str, ranks: int) -> None:
     """The same bits, and no more than the budget and two weights that are gathered."""

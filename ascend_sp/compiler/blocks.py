@@ -7,24 +7,23 @@ between any two blocks. A graph cannot know that it is such a block, but its cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
 import torch
 
 from ascend_sp.compiler.report.page import duration, size
+from ascend_sp.compiler.targets.base import Runnable
 from ascend_sp.graph.context import PassContext
 from ascend_sp.passes.overlap.saving import Saving
 from ascend_sp.runtime.unsplit import Unsplit
-
-Run = Callable[[list[Any]], Sequence[Any]]
 
 SEVERAL = 3
 """Sets of weights from which a graph is one of repeated blocks; two may be two models."""
 
 
-def watched(run: Run, name: str, static: Sequence[int], ctx: PassContext) -> Run:
+def watched(run: Runnable, name: str, static: Sequence[int], ctx: PassContext) -> Runnable:
     """`run`, which tells once if it is called with the weights of several blocks.
 
     Args:

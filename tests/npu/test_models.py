@@ -86,8 +86,7 @@ def test_models(references: dict, target: str, world: int, every: bool) -> None:
     even = [name for name, case in INPUTS if case == "even" and (every or name == "flux")]
     cases = [(name, "uneven", torch.float32) for name in uneven]
     cases += [(name, "even", torch.bfloat16) for name in even]
-    every = simulated_npu.run(compile_models, world, target, cases, timeout=500)
-    for results in every:
+    for results in simulated_npu.run(compile_models, world, target, cases, timeout=500):
         for (name, case, dtype), result in zip(cases, results, strict=True):
             got = torch.from_numpy(result)
             exact = references[name, case, "torch.float32"]
